@@ -21,10 +21,36 @@ class Dtype(Enum):
 
 
 class Precision(Enum):
-    """Arithmetic of training; master weights and optimiser state are fp32 in both."""
+    """Arithmetic of training, and the format of the weights that the optimiser changes."""
 
-    fp32 = "fp32"
-    bf16_mixed = "bf16_mixed"
+    fp32 = "fp32"  # everything in fp32
+    bf16_mixed = "bf16_mixed"  # bf16 arithmetic; weights, gradients and optimiser state in fp32
+    bf16_stochastic = "bf16_stochastic"  # all in bf16, the new weights and moments rounded up or down by chance
+    bf16 = "bf16"  # all in bf16, rounded to the nearest: loses updates at low rates
+
+
+class CutUnit(Enum):
+    """What the prefix length counts."""
+
+    token = "token"  # sampled ids (the paper's text)
+    word = "word"  # words first, joined by spaces and tokenised again, then tokens (the paper's code)
+
+
+class Strategy(Enum):
+    """How several devices share a training."""
+
+    auto = "auto"  # single on one device, else ddp
+    single = "single"
+    ddp = "ddp"  # every device holds the whole model
+    fsdp = "fsdp"  # weights, gradients and optimiser state in shards
+
+
+class Layout(Enum):
+    """How the rows of a micro-batch lie."""
+
+    auto = "auto"  # packed where the model's attention allows it, else padded
+    packed = "packed"  # end to end, no padding; attention by row
+    padded = "padded"  # side by side, padded to the longest
 
 
 class AnswerFormat(Enum):

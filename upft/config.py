@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from upft.choices import (
     AnswerFormat,
+    CutUnit,
     Dtype,
     Engine,
     MethodName,
@@ -211,6 +212,8 @@ class PrefixConfig:
 
     len: int = MISSING
     """Prefix length t, tokens."""
+    unit: CutUnit = CutUnit.token
+    """What t counts: sampled tokens, or words first as the paper's code does (newlines become spaces)."""
     ratio: float = 0.1
     """Structure-tuning ratio p: share of questions that carry a whole trace."""
     suffix: str = MISSING
@@ -235,8 +238,35 @@ class MethodConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 16
+    """Rank r of each adapter."""
+    alpha: float = 32.0
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout before the adapter."""
+    targets: list[str] | None = None
+    """Names of the linear layers that get one, such as [q_proj, v_proj]; null = every linear layer but the head."""
+    merge: bool = False
+    """Also save the weights with the adapter added; the evaluations then use those."""
+
+    def __post_init__(self) -> None:
+        demand(self.rank >= 1, "train.lora.rank", self.rank, "use 1 or more, such as 16")
+        demand(self.alpha > 0, "train.lora.alpha", self.alpha, "use a positive number, such as twice the rank")
+        demand(0 <= self.dropout < 1, "train.lora.dropout", self.dropout, "use a share in [0, 1)")
+        if self.targets is not None:
+            demand(len(self.targets) > 0, "train.lora.targets", self.targets, "name a layer, or null for all")
+
+
+PURE_BF16_LR = 1e-4
+"""Below this rate bf16 weights rounded to the nearest lose most updates: they move in steps of 2^-8 of their size."""
+
+
+@dataclass
 class TrainConfig:
-    """Optimisation. AdamW with fp32 master weights, warm-up then constant rate."""
+    """Optimisation. AdamW, warm-up then constant rate."""
 
     epochs: int = MISSING
     """Passes over the rows."""
@@ -261,7 +291,9 @@ class TrainConfig:
     reduction: Reduction = Reduction.sequence
     """Loss of a step: mean over rows of each row's token mean, or mean over tokens."""
     precision: Precision = Precision.bf16_mixed
-    """Arithmetic of the forward and backward pass."""
+    """Arithmetic of the forward and backward pass, and format of the weights while they are trained."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters; null = all weights. `train=lora` fills it in."""
 
     def __post_init__(self) -> None:
         if self.epochs != MISSING:
@@ -278,6 +310,10 @@ class TrainConfig:
             demand(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "use a positive norm, or null")
         if self.max_length != MISSING:
             demand(self.max_length >= 2, "train.max_length", self.max_length, "use 2 or more")
+        if self.precision is Precision.bf16 and self.lr != MISSING:
+            demand(self.lr >= PURE_BF16_LR, "train.lr", self.lr,
+                   f"with train.precision=bf16 updates this small are rounded away (from {PURE_BF16_LR:g} on they show): "
+                   "use train.precision=bf16_stochastic (same memory) or bf16_mixed")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upft.choices import Accelerator, TrackerKind
+from upft.choices import Accelerator, Layout, Strategy, TrackerKind
 from upft.errors import demand
 
 
@@ -18,11 +18,23 @@ class ComputeConfig:
     accelerator: Accelerator = Accelerator.auto
     """auto = a GPU where torch sees one."""
     devices: int = 1
-    """Devices to train and sample on."""
+    """Devices of each node to train on, and to sample on."""
+    nodes: int = 1
+    """Nodes a training spans."""
+    strategy: Strategy = Strategy.auto
+    """How several devices share a training."""
     threads: int | None = None
     """CPU threads; null = what torch chooses."""
     micro_batch_tokens: int = 16384
     """Most tokens (padding included) in one forward pass of training. Lower it when memory runs out."""
+    layout: Layout = Layout.auto
+    """How the rows of a micro-batch lie."""
+    share_prompts: bool = True
+    """Compute the tokens that all rows of a micro-batch begin with (a system prompt) once; packed layout only."""
+    compile: bool = False
+    """torch.compile in training: pays in long trainings on a GPU."""
+    checkpoint_every_s: float | None = 600.0
+    """Seconds between checkpoints of a training; null = none: an interrupted training starts anew."""
     sample_batch: int = 256
     """Requests the Transformers engine decodes together. Lower it when memory runs out."""
     gradient_checkpointing: bool = False
@@ -36,6 +48,13 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         demand(self.devices >= 1, "compute.devices", self.devices, "use 1 or more")
+        demand(self.nodes >= 1, "compute.nodes", self.nodes, "use 1 or more")
+        if self.strategy is Strategy.single:
+            demand(self.devices * self.nodes == 1, "compute.strategy", "single",
+                   f"with compute.devices={self.devices} and compute.nodes={self.nodes} use ddp or fsdp")
+        if self.checkpoint_every_s is not None:
+            demand(self.checkpoint_every_s >= 0, "compute.checkpoint_every_s", self.checkpoint_every_s,
+                   "use seconds (0 = after every step), or null")
         if self.threads is not None:
             demand(self.threads >= 1, "compute.threads", self.threads, "use 1 or more, or null")
         demand(self.micro_batch_tokens >= 1, "compute.micro_batch_tokens", self.micro_batch_tokens, "use 1 or more")
@@ -67,5 +86,7 @@ class RunConfig:
     """Folder of artifacts."""
     repair: bool = False
     """Set a corrupt artifact aside and build it again."""
+    export: str | None = None
+    """Folder that gets a copy of the trained model, its card with the scores; null = none."""
     ids: bool = False
     """With plan=true: also print token ids and the mask."""

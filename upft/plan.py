@@ -18,7 +18,7 @@ from upft import config as c
 from upft.errors import ConfigError, DataError, ModelError
 from upft.store import Hasher, canonical, digest
 
-VERSIONS = {"sample": 1, "build": 1, "train": 1, "evaluate": 1, "report": 1}
+VERSIONS = {"sample": 1, "build": 1, "train": 2, "evaluate": 1, "report": 1}
 """Raised by hand when a stage's code changes what it would write for the same spec."""
 
 
@@ -112,11 +112,23 @@ class BuildSpec:
     model: ModelSpec  # for its tokenizer
     prompt: PromptSpec
     prefix_len: int
+    unit: c.CutUnit
     ratio: float
     suffix: str
     eos: bool
     keep_unfinished: bool
     max_length: int
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Low-rank adapters. targets null = every linear layer but the head."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...] | None
+    merge: bool
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,7 @@ class TrainSpec:
     grad_clip: float | None
     reduction: c.Reduction
     precision: c.Precision
+    lora: LoraSpec | None
     seed: int
 
 
@@ -235,7 +248,7 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
     ))
     build = Stage("build", f"build rows t={config.prefix.len} p={config.prefix.ratio:g}", BuildSpec(
         method=config.method.name, model=model, prompt=prompt, prefix_len=config.prefix.len,
-        ratio=config.prefix.ratio, suffix=config.prefix.suffix, eos=config.prefix.eos,
+        unit=config.prefix.unit, ratio=config.prefix.ratio, suffix=config.prefix.suffix, eos=config.prefix.eos,
         keep_unfinished=config.prefix.keep_unfinished, max_length=config.train.max_length,
     ), {"samples": sample})
     train = Stage("train", f"train {config.method.name.name}", TrainSpec(
@@ -243,7 +256,7 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
         beta2=config.train.beta2, eps=config.train.eps, weight_decay=config.train.weight_decay,
         warmup_ratio=config.train.warmup_ratio, batch_size=config.train.batch_size,
         grad_clip=config.train.grad_clip, reduction=config.train.reduction, precision=config.train.precision,
-        seed=config.seed,
+        lora=lora_spec(config.train.lora), seed=config.seed,
     ), {"rows": build})
 
     def evaluate(task: str, trained: bool) -> Stage:
@@ -271,6 +284,13 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
         **{f"trained:{task}": stage for task, stage in after.items()}})
     # Base evaluations stand next to the sampling so that one engine start serves both.
     return Plan((sample, *base.values(), build, train, *after.values(), report))
+
+
+def lora_spec(lora: c.LoraConfig | None) -> LoraSpec | None:
+    """The adapters asked for."""
+    if lora is None:
+        return None
+    return LoraSpec(lora.rank, lora.alpha, lora.dropout, None if lora.targets is None else tuple(lora.targets), lora.merge)
 
 
 def model_spec(model: c.ModelConfig, hasher: Hasher) -> ModelSpec:
