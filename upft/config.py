@@ -310,6 +310,9 @@ class TrainConfig:
             demand(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "use a positive norm, or null")
         if self.max_length != MISSING:
             demand(self.max_length >= 2, "train.max_length", self.max_length, "use 2 or more")
+        if self.lora is not None and self.precision in (Precision.bf16, Precision.bf16_stochastic):
+            raise ConfigError(f"train.precision={self.precision.name} beside train.lora: adapters are few and stay in fp32",
+                              "use train.precision=bf16_mixed (the frozen weights are then in bf16), or fp32")
         if self.precision is Precision.bf16 and self.lr != MISSING:
             demand(self.lr >= PURE_BF16_LR, "train.lr", self.lr,
                    f"with train.precision=bf16 updates this small are rounded away (from {PURE_BF16_LR:g} on they show): "

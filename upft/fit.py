@@ -1,33 +1,37 @@
 """Train a model in memory on rows: one call, used by the stage `train` and by anyone who imports the package.
 
-Floor 4. Puts packing, the Lightning module and a Trainer together; keeps Lightning quiet and leaves the
-caller's random state, threads and warnings as they were. Loads and saves nothing.
+Floor 5. Puts packing, attention, the Lightning module, a strategy and a Trainer together. Loads no model and
+saves none; where asked it keeps checkpoints and goes on from the last one.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from upft import packing
-from upft.choices import Accelerator, Precision, Reduction
+from upft.choices import Accelerator, Layout, Precision, Reduction, Strategy
 from upft.console import Console
 from upft.errors import ConfigError, TrainError
+from upft.journey import Log
 from upft.machine import ComputeConfig
-from upft.prefix import Row, RowTable
+from upft.prefix import UNSUPERVISED, Row, RowTable
+from upft.ranks import World
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
-    from upft.module import StepBatch
+    from upft.checkpoint import Checkpoint
+    from upft.models import Parts
+
+MICRO_BATCH_TOKENS = {"cpu": 2048, "gpu": 16384}
+"""compute.micro_batch_tokens where it is null. A CPU is as fast with less, and 2048 stay in memory."""
 
 
 class Settings(Protocol):
@@ -59,7 +63,11 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training did. Token counts are over all epochs; flops leave padding and recomputation out."""
+    """What a training did. Token counts are over all epochs and ranks.
+
+    shared_tokens: of forward_tokens, those that another row's computation served. flops leave padding and
+    recomputation out. layout: packed or padded. seconds: of all steps, before an interruption too.
+    """
 
     rows: int
     steps: int
@@ -68,87 +76,166 @@ class Fitted:
     supervised_tokens: int
     forward_tokens: int
     padding_tokens: int
+    shared_tokens: int
     flops: float
+    seconds: float = field(compare=False)  # all else follows from the call
     device: str
+    layout: str
+
+
+def weights_dtype(settings: Settings, adapters: bool) -> torch.dtype:
+    """The number format in which to load a model for `fit`: that of the weights while they are trained.
+
+    With adapters the loaded weights are frozen; in bf16_mixed they may then be bf16 as they are computed with.
+    """
+    import torch
+
+    if settings.precision is Precision.fp32 or (settings.precision is Precision.bf16_mixed and not adapters):
+        return torch.float32
+    return torch.bfloat16
 
 
 def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settings, seed: int, compute: ComputeConfig,
         folder: Path, report: Callable[[Mapping[str, float | int]], None] | None = None,
-        console: Console | None = None) -> Fitted:
-    """Train `model` in place on `rows`; its weights must be fp32 (they are the master weights).
+        console: Console | None = None, world: World | None = None, checkpoints: Path | None = None,
+        resume: Checkpoint | None = None) -> Fitted:
+    """Train the parameters of `model` that require gradients, in place, on `rows`.
 
-    report: called after each step with step (from 1), loss, lr, grad_norm, rows, supervised_tokens, tokens,
-    padding_tokens, tokens_per_s and seconds. folder: where a breakdown leaves the ids of its questions. The
-    same call on the same machine gives the same weights, bit for bit on a CPU; compute settings change them
-    by rounding only. Raises TrainError (no rows, a number that is not finite, out of memory), ModelError (an
-    architecture that cannot be taken apart) and ConfigError (a device that is not there).
+    The weights must have the format of `weights_dtype`. report: called after each step with step (from 1),
+    loss, lr, grad_norm, rows, supervised_tokens, tokens, padding_tokens, shared_tokens, tokens_per_s and
+    seconds. folder: where a breakdown leaves the ids of its questions. world: this process among those that
+    train together (each calls this with the same arguments). checkpoints: a folder to keep them in, every
+    compute.checkpoint_every_s seconds. resume: one of them, to go on from. The same call on the same machine gives the same
+    weights, bit for bit on a CPU and interrupted or not; compute settings change them by rounding only.
+    Raises TrainError (no rows, a number that is not finite, out of memory), ModelError (an architecture that
+    cannot be taken apart), ConfigError (a device that is not there, a layout that cannot be).
     """
     import pytorch_lightning as pl
-    import torch
     from pytorch_lightning.plugins.environments import LightningEnvironment
     from pytorch_lightning.utilities.seed import isolate_rng
 
-    from upft import models
-    from upft.ledger import model_flops
-    from upft.module import PrefixModule
+    from upft import manners, matmul, models, optimizer, ranks
+    from upft.batches import Steps
+    from upft.module import PrefixModule, RowsLoss
 
     console = console or Console(quiet=True)
+    world = world or World()
     if len(rows) == 0:
         raise TrainError("there are no rows to train on", "see what the build stage left out, and why")
-    if any(p.dtype != torch.float32 for p in model.parameters()):
-        raise TrainError(f"the model's weights are {model.dtype}, but master weights are fp32",
-                         "load the model with dtype=torch.float32")
-    lengths = rows.lengths if isinstance(rows, RowTable) else np.array([len(r.input_ids) for r in rows], dtype=np.int64)
-    steps = packing.steps_per_epoch(len(rows), settings.batch_size) * settings.epochs
-    if alone := packing.oversized(lengths, compute.micro_batch_tokens):
-        console.warn(f"{alone} of {len(rows)} rows are longer than compute.micro_batch_tokens={compute.micro_batch_tokens}"
-                     f" (the longest has {int(lengths.max())} tokens): each goes through alone")
+    _check_weights(model, settings.precision)
+    lengths, supervised = _measure(rows)
     device = pick_device(compute.accelerator)
+    limit = MICRO_BATCH_TOKENS[device] if compute.micro_batch_tokens is None else compute.micro_batch_tokens
+    steps = packing.steps_per_epoch(len(rows), settings.batch_size) * settings.epochs
+    if (alone := packing.oversized(lengths, limit)) and world.first:
+        console.warn(f"{alone} of {len(rows)} rows are longer than compute.micro_batch_tokens={limit}"
+                     f" (the longest has {int(lengths.max())} tokens): each goes through alone")
+    mixed = settings.precision is Precision.bf16_mixed
+    sharded = ranks.chosen(compute) is Strategy.fsdp
 
-    first: dict[str, float | int] = {}
-    last: dict[str, float | int] = {}
-    totals = {"supervised_tokens": 0, "tokens": 0, "padding_tokens": 0}
     with ExitStack() as stack:
-        stack.enter_context(_quiet_lightning())
-        stack.enter_context(_threads(compute.threads))
+        stack.enter_context(manners.quiet_lightning())
+        stack.enter_context(manners.threads(compute.threads))
         stack.enter_context(isolate_rng())
-        stack.enter_context(_training_mode(model, compute.gradient_checkpointing))
-        pl.seed_everything(seed % 2**32, verbose=False)  # for models with dropout; the order of rows has its own
-        bar = stack.enter_context(console.bar("train", steps, "steps"))
-        began = before = time.perf_counter()
+        stack.enter_context(manners.training_mode(model, compute.gradient_checkpointing))
+        pl.seed_everything((seed + world.rank) % 2**32, verbose=False)  # for dropout; the order of rows has its own
+        parts = models.take_apart(model)
+        layout, tiled = _lay_out(model, parts, compute.layout, device, mixed, console if world.first else Console(quiet=True))
+        if layout is Layout.packed:
+            from upft import attention
 
-        def finished(values: dict[str, float | int]) -> None:
-            nonlocal before
-            now = time.perf_counter()
-            record = {**values, "tokens_per_s": round(values["tokens"] / (now - before), 1), "seconds": round(now - began, 3)}
-            before = now
-            if not first:
-                first.update(record)
-            last.update(record)
-            for key in totals:
-                totals[key] += int(values[key])
-            bar.advance(1, tokens=int(values["tokens"]), loss=float(values["loss"]))
-            if report is not None:
-                report(record)
+            stack.enter_context(attention.installed(model))
+        if device == "cpu" and settings.precision is not Precision.fp32 and not matmul.bf16_is_fast():
+            stack.enter_context(matmul.widened(model))
+        if compute.compile:
+            stack.enter_context(manners.compiled(ranks.layers(model)))
+        bar = stack.enter_context((console if world.first else Console(quiet=True)).bar("train", steps, "steps"))
+        log = Log(world, bar, report if world.first else None, checkpoints, compute.checkpoint_every_s, resume)
+        done = 0 if resume is None else resume.step
+        if done < steps:
+            module = PrefixModule(
+                RowsLoss(model, parts),
+                lambda: optimizer.build(
+                    model.named_parameters(), settings.precision, lr=settings.lr, betas=(settings.beta1, settings.beta2),
+                    eps=settings.eps, weight_decay=settings.weight_decay, seed=seed),
+                lr=settings.lr, steps=steps, done=done, warmup_ratio=settings.warmup_ratio, grad_clip=settings.grad_clip,
+                journey=log, folder=folder,
+                shard=(lambda root, mesh: ranks.shard(root, model, mesh, settings.precision)) if sharded else None)
+            trainer = pl.Trainer(
+                accelerator=device, devices=compute.devices, num_nodes=compute.nodes, strategy=ranks.lightning(compute),
+                precision="bf16-mixed" if mixed and not sharded else "32-true",
+                max_steps=steps - done, max_epochs=-1, logger=False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+                use_distributed_sampler=False, plugins=[LightningEnvironment()])
+            with manners.interruptible():
+                trainer.fit(module, train_dataloaders=Steps(
+                    rows, lengths, supervised, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed,
+                    reduction=settings.reduction, micro_batch_tokens=limit, layout=layout, share=compute.share_prompts,
+                    tiled=tiled, world=world, start=done))
+    t = log.totals
+    return Fitted(len(rows), steps, float(t.first["loss"]), float(t.last["loss"]), t.supervised_tokens, t.tokens,
+                  t.padding_tokens, t.shared_tokens, _flops(model, t.tokens - t.shared_tokens, t.pairs, t.supervised_tokens),
+                  t.seconds, device, layout.name)
 
-        module = PrefixModule(
-            model, models.take_apart(model), steps=steps, lr=settings.lr, betas=(settings.beta1, settings.beta2),
-            eps=settings.eps, weight_decay=settings.weight_decay, warmup_ratio=settings.warmup_ratio,
-            grad_clip=settings.grad_clip, report=finished, folder=folder)
-        trainer = pl.Trainer(
-            accelerator=device, devices=1, precision="bf16-mixed" if settings.precision is Precision.bf16_mixed else "32-true",
-            max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, plugins=[LightningEnvironment()])
-        with _interruptible():
-            trainer.fit(module, train_dataloaders=_Batches(rows, lengths, settings, compute.micro_batch_tokens, seed))
+
+def _check_weights(model: PreTrainedModel, precision: Precision) -> None:
+    """Raise TrainError unless what is trained has the number format that the precision promises."""
+    import torch
+
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    if precision in (Precision.fp32, Precision.bf16_mixed):
+        if trained - {torch.float32}:
+            raise TrainError(f"the model's weights are {model.dtype}, but train.precision={precision.name} trains fp32 ones",
+                             "load the model with dtype=torch.float32")
+    elif torch.bfloat16 not in trained:
+        raise TrainError(f"the model's weights are {model.dtype}, but train.precision={precision.name} trains bf16 ones",
+                         "load the model with dtype=torch.bfloat16")
+
+
+def _measure(rows: Sequence[Row] | RowTable) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, supervised tokens that a token precedes) of each row."""
+    if isinstance(rows, RowTable):
+        return rows.lengths, rows.predicted
+    lengths = np.array([len(r.input_ids) for r in rows], dtype=np.int64)
+    return lengths, np.array([sum(x != UNSUPERVISED for x in r.labels[1:]) for r in rows], dtype=np.int64)
+
+
+def _lay_out(model: PreTrainedModel, parts: Parts, wanted: Layout, device: str, mixed: bool,
+             console: Console) -> tuple[Layout, bool]:
+    """(packed or padded, whether attention goes by tiles). Raises ConfigError when packed is asked for and cannot be."""
+    import torch
+
+    from upft import attention
+
+    if wanted is Layout.padded:
+        return Layout.padded, True
+    place = torch.device("cuda", torch.cuda.current_device()) if device == "gpu" else torch.device("cpu")
+    if device == "gpu" and model.device.type == "cpu":
+        model.to(place)  # Lightning would move it a moment later
+    with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
+        dtype = torch.bfloat16 if mixed else model.dtype
+        tiled = not attention.kernel_serves(place, dtype, model)
+        why = attention.fits(model, parts.body, tiled)
+    if why is None:
+        return Layout.packed, tiled
+    if wanted is Layout.packed:
+        raise ConfigError(f"compute.layout=packed: {type(model).__name__} cannot be trained so: {why}",
+                          "use compute.layout=padded (or auto)")
+    console.say(f"  rows are padded: {type(model).__name__} cannot take them end to end ({why})")
+    return Layout.padded, True
+
+
+def _flops(model: PreTrainedModel, tokens: int, pairs: int, supervised: int) -> float:
+    """Of the whole run: `tokens` computed, the head on `supervised` of them, attention over `pairs`."""
+    from upft import models
+    from upft.ledger import training_flops
 
     head, shape = models.head_parameters(model), model.config.get_text_config()
-    attended = float((lengths * (lengths + 1) / 2).sum() / lengths.sum())  # a row's n tokens see 1, 2, ..., n positions
-    flops = model_flops(models.multiplied_parameters(model) - head, int(shape.num_hidden_layers),
-                        int(shape.hidden_size), totals["tokens"], attended, backward=True)
-    flops += model_flops(head, 0, 0, totals["supervised_tokens"], 0.0, backward=True)  # the head sees those only
-    return Fitted(len(rows), steps, float(first["loss"]), float(last["loss"]), totals["supervised_tokens"],
-                  totals["tokens"], totals["padding_tokens"], flops, device)
+    body = models.multiplied_parameters(model) - head
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = trained == sum(p.numel() for p in model.parameters())
+    return training_flops(body, head, int(shape.num_hidden_layers), int(shape.hidden_size), tokens, pairs, supervised,
+                          None if whole else trained)
 
 
 def pick_device(accelerator: Accelerator) -> str:
@@ -159,96 +246,3 @@ def pick_device(accelerator: Accelerator) -> str:
     if accelerator is Accelerator.gpu and not there:
         raise ConfigError("compute.accelerator=gpu: torch sees no GPU", "use compute.accelerator=cpu, or a machine with a GPU")
     return "gpu" if there and accelerator is not Accelerator.cpu else "cpu"
-
-
-class _Batches:
-    """The steps of all epochs as tensors. Not a DataLoader: padding ids costs too little for worker processes."""
-
-    def __init__(self, rows: Sequence[Row] | RowTable, lengths: np.ndarray, settings: Settings, micro_batch_tokens: int,
-                 seed: int) -> None:
-        self._rows, self._lengths, self._settings = rows, lengths, settings
-        self._micro_batch_tokens, self._seed = micro_batch_tokens, seed
-
-    def __len__(self) -> int:
-        return packing.steps_per_epoch(len(self._rows), self._settings.batch_size) * self._settings.epochs
-
-    def __iter__(self) -> Iterator[StepBatch]:
-        from upft.module import step_batch
-
-        s = self._settings
-        for step in packing.plan_steps(self._lengths, s.batch_size, self._micro_batch_tokens, s.epochs, self._seed):
-            micro_batches = []
-            for micro in step.micro_batches:
-                rows = [self._rows[i] for i in micro.rows]
-                micro_batches.append((packing.pad(rows), [row.question_id for row in rows]))
-            yield step_batch(micro_batches, s.reduction)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning's banners and tips stay off the console; its errors, and all other warnings, do not."""
-    loggers = [logging.getLogger(name) for name in (
-        "pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda",
-        "lightning_fabric", "lightning_fabric.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*GPU available but not used.*")  # compute.accelerator=cpu says so
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*", category=FutureWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _training_mode(model: PreTrainedModel, gradient_checkpointing: bool) -> Iterator[None]:
-    """Lightning leaves a model in the mode it has, and a loaded one is in evaluation mode."""
-    was_training = model.training
-    gradient_checkpointing = gradient_checkpointing and not model.is_gradient_checkpointing
-    if gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ConfigError(f"compute.gradient_checkpointing=true: {type(model).__name__} cannot do it",
-                              "set compute.gradient_checkpointing=false and lower compute.micro_batch_tokens")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        if gradient_checkpointing:
-            model.gradient_checkpointing_disable()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lightning turns Ctrl+C into exit status 1 and makes the process deaf to it; give both back."""
-    import signal
-    import threading
-
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)

@@ -32,6 +32,8 @@ class Ledger:
     """Tokens trained on, over all epochs (the paper's "trained")."""
     forward_tokens: int = 0
     """Real tokens (prompt + completion) that went through training's forward pass, over all epochs."""
+    shared_tokens: int = 0
+    """Of these, tokens that were computed once for several rows (a common system prompt), but for the first time."""
     padding_tokens: int = 0
     """Padding tokens that went through training's forward pass."""
     flops: float = 0.0
@@ -72,6 +74,20 @@ def model_flops(parameters: int, layers: int, hidden: int, tokens: int, mean_con
     """
     forward = tokens * (2.0 * parameters + 4.0 * layers * hidden * mean_context)
     return 3.0 * forward if backward else forward
+
+
+def training_flops(body: int, head: int, layers: int, hidden: int, tokens: int, pairs: int, supervised: int,
+                   trained: int | None = None) -> float:
+    """Operations of training on `tokens` tokens, of which `supervised` reach the head.
+
+    body, head: parameters that multiply. pairs: of tokens that see each other. trained: parameters that are
+    trained where not all are; the others need no gradient of their own, so theirs is 4 instead of 6 a token.
+    Formula and sources as in `model_flops`; padding and recomputed activations are not counted.
+    """
+    attention = 3.0 * 4.0 * layers * hidden * pairs
+    if trained is None:
+        return 6.0 * (body * tokens + head * supervised) + attention
+    return 4.0 * (body * tokens + head * supervised) + 6.0 * trained * tokens + attention
 
 
 class Meter:

@@ -25,8 +25,9 @@ class ComputeConfig:
     """How several devices share a training."""
     threads: int | None = None
     """CPU threads; null = what torch chooses."""
-    micro_batch_tokens: int = 16384
-    """Most tokens (padding included) in one forward pass of training. Lower it when memory runs out."""
+    micro_batch_tokens: int | None = None
+    """Most tokens (padding included) in one forward pass of training; null = 16384 on a GPU, 2048 on a CPU. Lower it
+    when memory runs out."""
     layout: Layout = Layout.auto
     """How the rows of a micro-batch lie."""
     share_prompts: bool = True
@@ -57,7 +58,9 @@ class ComputeConfig:
                    "use seconds (0 = after every step), or null")
         if self.threads is not None:
             demand(self.threads >= 1, "compute.threads", self.threads, "use 1 or more, or null")
-        demand(self.micro_batch_tokens >= 1, "compute.micro_batch_tokens", self.micro_batch_tokens, "use 1 or more")
+        if self.micro_batch_tokens is not None:
+            demand(self.micro_batch_tokens >= 1, "compute.micro_batch_tokens", self.micro_batch_tokens,
+                   "use 1 or more, or null")
         demand(self.sample_batch >= 1, "compute.sample_batch", self.sample_batch, "use 1 or more")
         demand(0 < self.gpu_memory_utilization <= 1, "compute.gpu_memory_utilization",
                 self.gpu_memory_utilization, "use a share in (0, 1]")

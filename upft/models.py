@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 PUBLISHED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
 """What a saved model takes over from its source byte for byte: all that is neither weights nor a model card."""
-
+LEFT = ("*.index.json", "scores.json")
+"""What fits those patterns and is left behind: it belongs to the source's own weights."""
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "tokenizer_config.json")
 """A folder with none of these has no tokenizer."""
@@ -249,16 +250,26 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     finally:
         model.generation_config = generation
     (out / "generation_config.json").unlink(missing_ok=True)
-    if folder is not None:
-        for pattern in PUBLISHED:
-            for file in folder.glob(pattern):
-                if file.is_file() and not file.name.endswith(".index.json"):  # the index of the source's weights
-                    shutil.copyfile(file, out / file.name)
+    if source is not None:
+        copy_published(source, out)
         return
     if generation is not None:
         (out / "generation_config.json").write_text(generation.to_json_string())
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
+
+
+def copy_published(source: Path | HubRef, out: Path, weights: bool = True) -> None:
+    """Copy what belongs to a model beside its weights: tokenizer, chat template, configs, licence.
+
+    weights=False is for a folder that gets no weights of a whole model: it must not say that it is one.
+    """
+    left = LEFT if weights else (*LEFT, "config.json")
+    folder = _folder(source)
+    for pattern in PUBLISHED:
+        for file in folder.glob(pattern):
+            if file.is_file() and not any(file.match(one) for one in left):
+                shutil.copyfile(file, out / file.name)
 
 
 def _folder(source: Path | HubRef) -> Path:

@@ -10,19 +10,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from upft.attention import RowsTensors
 from upft.choices import Reduction
 from upft.errors import TrainError
 from upft.models import Parts
+from upft.packed import Packed
 from upft.packing import Padded
 
 CHUNK_LOGITS = 2**27
@@ -33,65 +38,107 @@ NONFINITE = "nonfinite.json"
 
 @dataclass
 class MicroBatchTensors:
-    """Rows for one forward pass; see `packing.Padded` for the shapes. weight: [n] fp64, of each supervised token."""
+    """Rows for one forward pass; see `packing.Padded` and `packed.Packed` for the shapes.
+
+    weight: [n] fp64, of each supervised token. positions, rows: None where the rows are padded.
+    """
 
     input_ids: torch.Tensor
     predictor: torch.Tensor
     target: torch.Tensor
     weight: torch.Tensor
     question_ids: list[str]
+    positions: torch.Tensor | None = None
+    rows: RowsTensors | None = None
 
     def to(self, device: torch.device) -> MicroBatchTensors:
         """The same on a device."""
         ids, predictor, target, weight = (t.to(device, non_blocking=True) for t in (
             self.input_ids, self.predictor, self.target, self.weight))
-        return MicroBatchTensors(ids, predictor, target, weight, self.question_ids)
+        return MicroBatchTensors(
+            ids, predictor, target, weight, self.question_ids,
+            None if self.positions is None else self.positions.to(device, non_blocking=True),
+            None if self.rows is None else self.rows.to(device))
 
 
 @dataclass
 class StepBatch:
-    """All micro-batches of one optimiser step, and what they hold: rows, supervised, real and padding tokens."""
+    """The micro-batches of one optimiser step on this rank, and what the step holds.
+
+    rows, supervised: of all ranks. tokens: of the rows; padding: computed for nothing; shared: that another
+    row's computation serves; pairs: of tokens that see each other, as computed (all four on this rank).
+    """
 
     micro_batches: list[MicroBatchTensors]
     rows: int
     supervised: int
     tokens: int
     padding: int
+    shared: int
+    pairs: int
 
     def to(self, device: torch.device, **_: object) -> StepBatch:
         """The same on a device (Lightning moves any batch that can do this)."""
-        return StepBatch([m.to(device) for m in self.micro_batches], self.rows, self.supervised, self.tokens, self.padding)
+        return replace(self, micro_batches=[m.to(device) for m in self.micro_batches])
 
 
-def step_batch(micro_batches: Sequence[tuple[Padded, list[str]]], reduction: Reduction) -> StepBatch:
-    """Tensors of a step from its padded micro-batches and their question ids.
+def step_batch(micro_batches: Sequence[tuple[Padded | Packed, list[str]]], reduction: Reduction,
+               tiled: bool = True, totals: StepTotals | None = None) -> StepBatch:
+    """Tensors of a step from its micro-batches and their question ids.
 
     sequence: a token weighs 1 / (supervised tokens of its row * rows of the step); token: 1 / (supervised
-    tokens of the step). The weights of a step sum to 1, so no micro-batch is normalised by itself.
+    tokens of the step). The weights of a step sum to 1, so no micro-batch is normalised by itself. tiled: see
+    `attention.RowsTensors.of`. totals: rows and supervised tokens of the step where other ranks hold a part
+    of it; this rank's weights are then multiplied by the number of ranks, whose gradients are averaged.
     """
-    rows = sum(len(p.lengths) for p, _ in micro_batches)
-    supervised = sum(len(p.target) for p, _ in micro_batches)
+    rows = sum(len(p.lengths) for p, _ in micro_batches) if totals is None else totals.rows
+    supervised = sum(len(p.target) for p, _ in micro_batches) if totals is None else totals.supervised
+    ranks = 1 if totals is None else totals.ranks
     tensors = []
-    for padded, question_ids in micro_batches:
+    for given, question_ids in micro_batches:
         if reduction is Reduction.sequence:
-            weight = 1.0 / (padded.supervised[padded.row] * float(rows))
+            weight = ranks / (given.supervised[given.row] * float(rows))
         else:
-            weight = np.full(len(padded.target), 1.0 / supervised)
+            weight = np.full(len(given.target), ranks / supervised)
+        ids = torch.from_numpy(given.input_ids)
         tensors.append(MicroBatchTensors(
-            torch.from_numpy(padded.input_ids), torch.from_numpy(padded.predictor), torch.from_numpy(padded.target),
-            torch.from_numpy(weight), question_ids))
+            ids, torch.from_numpy(given.predictor), torch.from_numpy(given.target), torch.from_numpy(weight), question_ids,
+            *((torch.from_numpy(given.positions), RowsTensors.of(given, tiled)) if isinstance(given, Packed) else ())))
     tokens = sum(int(p.lengths.sum()) for p, _ in micro_batches)
-    return StepBatch(tensors, rows, supervised, tokens, sum(p.input_ids.size for p, _ in micro_batches) - tokens)
+    padding = sum(p.input_ids.size - int(p.lengths.sum()) for p, _ in micro_batches if isinstance(p, Padded))
+    shared = sum(int(p.lengths.sum()) - p.input_ids.size for p, _ in micro_batches if isinstance(p, Packed))
+    return StepBatch(tensors, rows, supervised, tokens, padding, shared, sum(p.pairs for p, _ in micro_batches))
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """A step as all `ranks` see it: its rows and supervised tokens."""
+
+    rows: int
+    supervised: int
+    ranks: int
+
+
+def idle_micro_batch() -> MicroBatchTensors:
+    """A pass of two tokens that weigh nothing, for a rank with fewer micro-batches: all must meet in each pass."""
+    one = torch.zeros(1, dtype=torch.int64)
+    return MicroBatchTensors(torch.zeros(1, 2, dtype=torch.int64), one, one, torch.zeros(1, dtype=torch.float64), [])
 
 
 def weighted_loss(parts: Parts, batch: MicroBatchTensors, chunk_logits: int = CHUNK_LOGITS) -> torch.Tensor:
     """Sum over supervised tokens of weight * cross-entropy: scalar, fp32 at least.
 
-    Rows are padded on the right and attention is causal, so no real token can see padding: no mask is needed
-    (and without one the faster causal kernels run). The head is applied to predicting positions only; where
+    Packed rows go through with their own attention. Padded ones are padded on the right and attention is
+    causal, so no real token can see padding: no mask is needed (and without one the faster causal kernels
+    run). The head is applied to predicting positions only; where
     their logits are more than `chunk_logits`, chunk by chunk, computed again in the backward pass.
     """
-    hidden = parts.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    if batch.rows is None:
+        hidden = parts.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    else:
+        assert batch.positions is not None
+        hidden = parts.body(input_ids=batch.input_ids[None], position_ids=batch.positions[None], use_cache=False,
+                            packed_rows=batch.rows).last_hidden_state
     chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predictor)
 
     def part(h: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -106,70 +153,139 @@ def weighted_loss(parts: Parts, batch: MicroBatchTensors, chunk_logits: int = CH
     return torch.stack([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
-class PrefixModule(pl.LightningModule):
-    """Next-token cross-entropy on supervised tokens with AdamW, warm-up, then a constant rate.
+class RowsLoss(torch.nn.Module):
+    """The loss of a micro-batch as one module, so that whoever wraps modules has one to wrap."""
 
-    steps: optimiser steps of the whole run. lr: the peak. grad_clip: largest gradient norm, None = any.
-    report: called after each step with its numbers. folder: where the question ids of a step that broke
-    down are written.
-    """
-
-    def __init__(self, model: torch.nn.Module, parts: Parts, *, steps: int, lr: float, betas: tuple[float, float],
-                 eps: float, weight_decay: float, warmup_ratio: float, grad_clip: float | None,
-                 report: Callable[[dict[str, float | int]], None], folder: Path) -> None:
+    def __init__(self, model: torch.nn.Module, parts: Parts) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.model = model
         self._parts = (parts,)  # in a tuple: the body must not be registered as a second submodule
-        self._steps, self._lr, self._betas, self._eps = steps, lr, betas, eps
-        self._weight_decay, self._warmup_ratio, self._grad_clip = weight_decay, warmup_ratio, grad_clip
-        self._report, self._folder = report, folder
 
-    def configure_optimizers(self) -> dict[str, object]:
-        """AdamW; weight decay on matrices only (not on norms and biases)."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": self._weight_decay},
-                  {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self._lr, betas=self._betas,
-                                      eps=self._eps, fused=True)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: warmup(done, self._steps, self._warmup_ratio))}
+    def forward(self, micro: MicroBatchTensors) -> torch.Tensor:
+        """See `weighted_loss`."""
+        return weighted_loss(self._parts[0], micro)
+
+
+class Journey(Protocol):
+    """What goes on around the steps: where the run stands, its reports, its checkpoints."""
+
+    def begin(self, module: PrefixModule) -> None:
+        """Called once before the first step, the optimiser being there."""
+
+    def report(self, values: dict[str, float | int]) -> None:
+        """Called after each step with its numbers, on every rank."""
+
+    def due(self) -> bool:
+        """Whether this rank wants a checkpoint now."""
+
+    def save(self, module: PrefixModule) -> None:
+        """Called on every rank when one of them is due."""
+
+
+class PrefixModule(pl.LightningModule):
+    """Next-token cross-entropy on supervised tokens; warm-up, then a constant rate.
+
+    optimizer: makes it, once the parameters are where they will be trained. lr: the peak. steps: of the whole
+    run; done: those already behind. grad_clip: largest gradient norm, None = any. folder: where the question
+    ids of a step that broke down are written. shard: cuts the loss module over a device mesh (FSDP).
+    """
+
+    def __init__(self, loss: RowsLoss, optimizer: Callable[[], torch.optim.Optimizer], *, lr: float, steps: int, done: int,
+                 warmup_ratio: float, grad_clip: float | None, journey: Journey, folder: Path,
+                 shard: Callable[[RowsLoss, Any], None] | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.loss = loss
+        self.done = done
+        self._optimizer, self._shard = optimizer, shard
+        self._lr, self._steps, self._warmup_ratio, self._grad_clip = lr, steps, warmup_ratio, grad_clip
+        self._journey, self._folder = journey, folder
+        self._begun = False
+
+    def configure_model(self) -> None:
+        """Lightning's hook to cut the model; it may be called twice."""
+        if self._shard is not None:
+            self._shard(self.loss, self.device_mesh)
+            self._shard = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser over the parameters as the strategy has placed them."""
+        return self._optimizer()
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """One optimiser step. Raises TrainError when memory runs out or a number is no longer finite."""
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        optimizer = self.optimizers()
+        if not self._begun:
+            self._journey.begin(self)
+            self._begun = True
+        lr = self._lr * warmup(self.done, self._steps, self._warmup_ratio)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         optimizer.zero_grad()
         losses = []
-        for micro in batch.micro_batches:
-            rows, width = micro.input_ids.shape
-            with _memory(f"in a micro-batch of {rows} rows x {width} tokens",
-                         f"lower compute.micro_batch_tokens (this one took {rows * width})"
-                         " or set compute.gradient_checkpointing=true"):
-                loss = weighted_loss(self._parts[0], micro)
+        last = len(batch.micro_batches) - 1
+        for i, micro in enumerate(batch.micro_batches):
+            tokens = micro.input_ids.numel()
+            shape = f"{tokens}" if micro.rows is not None else " rows x ".join(map(str, micro.input_ids.shape))
+            with _memory(f"in a micro-batch of {shape} tokens", f"lower compute.micro_batch_tokens (this one took {tokens}), "
+                         "or set compute.gradient_checkpointing=true"), self._gathering(i == last):
+                loss = self.loss(micro)
                 self.manual_backward(loss)
             losses.append(loss.detach())
         limit = self._grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.loss.parameters(), math.inf if limit is None else limit)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         *parts, grad_norm = torch.stack([*losses, norm.to(losses[0])]).tolist()  # the step's one wait for the device
-        if not all(map(math.isfinite, [*parts, grad_norm])):
-            self._stop(batch, batch_idx + 1, parts, grad_norm)
-        lr = optimizer.param_groups[0]["lr"]
+        broken = not all(map(math.isfinite, [*parts, grad_norm]))
+        total, bad_ranks, due_ranks, *counts = self._together([
+            0.0 if broken else math.fsum(parts), broken, self._journey.due(),
+            batch.tokens, batch.padding, batch.shared, batch.pairs])
+        if bad_ranks:
+            self._stop(batch, parts, grad_norm)
         with _memory("in the optimiser, which keeps two numbers for each parameter",
-                     "use a device with more memory or a smaller model"):
+                     "use train.precision=bf16_stochastic (half the size), compute.strategy=fsdp, or a smaller model"):
             optimizer.step()
-        schedule.step()
-        self._report({"step": batch_idx + 1, "loss": math.fsum(parts), "lr": lr, "grad_norm": grad_norm,
-                      "rows": batch.rows, "supervised_tokens": batch.supervised, "tokens": batch.tokens,
-                      "padding_tokens": batch.padding})
+        self.done += 1
+        tokens, padding, shared, pairs = map(int, counts)
+        self._journey.report({"step": self.done, "loss": total, "lr": lr, "grad_norm": grad_norm,
+                              "rows": batch.rows, "supervised_tokens": batch.supervised, "tokens": tokens,
+                              "padding_tokens": padding, "shared_tokens": shared, "pairs": pairs})
+        if due_ranks:
+            self._journey.save(self)
 
-    def _stop(self, batch: StepBatch, step: int, losses: list[float], grad_norm: float) -> None:
+    def _gathering(self, last: bool) -> AbstractContextManager[None]:
+        """DDP sums gradients over ranks in the step's last backward pass only. FSDP does in each: it keeps no whole ones."""
+        strategy = self.trainer.strategy
+        if last or not isinstance(strategy, DDPStrategy):
+            return nullcontext()
+        return strategy.block_backward_sync()
+
+    def _together(self, values: list[float]) -> list[float]:
+        """Sums over the ranks; of the first, the loss (whose weights are those of the mean over ranks), the mean."""
+        ranks = self.trainer.world_size
+        if ranks == 1:
+            return values
+        summed = torch.tensor(values, dtype=torch.float64, device=self.trainer.strategy.root_device)  # NCCL wants its device
+        torch.distributed.all_reduce(summed)
+        loss, *others = summed.tolist()
+        return [loss / ranks, *others]
+
+    def _stop(self, batch: StepBatch, losses: list[float], grad_norm: float) -> None:
         """Leave the weights as they are, write down which questions it was, and say so."""
+        step = self.done + 1
         bad = [m for m, loss in zip(batch.micro_batches, losses, strict=True) if not math.isfinite(loss)]
-        what = "loss" if bad else "gradient norm"
-        ids = [i for m in bad or batch.micro_batches for i in m.question_ids]
+        mine = {"losses": [str(x) for x in losses], "bad": [i for m in bad for i in m.question_ids],
+                "all": [i for m in batch.micro_batches for i in m.question_ids]}
+        ranks = [mine] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, mine)
+        some = any(rank["bad"] for rank in ranks)
+        what = "loss" if some else "gradient norm"
+        ids = [i for rank in ranks for i in rank["bad" if some else "all"]]
         file = self._folder / NONFINITE
-        file.write_text(json.dumps({"step": step, "what": what, "losses": [str(x) for x in losses],
-                                    "grad_norm": str(grad_norm), "question_ids": ids}, indent=1) + "\n")
+        if self.trainer.is_global_zero:
+            file.write_text(json.dumps({"step": step, "what": what, "losses": [x for rank in ranks for x in rank["losses"]],
+                                        "grad_norm": str(grad_norm), "question_ids": ids}, indent=1) + "\n")
         raise TrainError(
             f"the {what} of step {step} is not a finite number; questions {', '.join(ids[:3])}"
             f"{f' and {len(ids) - 3} more' if len(ids) > 3 else ''} (all in {file})",

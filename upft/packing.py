@@ -1,8 +1,8 @@
-"""How rows become optimiser steps and forward passes: order, steps, micro-batches, padding.
+"""How rows become optimiser steps and forward passes: order, steps, ranks, micro-batches, padded rows.
 
-Floor 3: numpy on lengths and ids. Knows no model, no loss and no device. A step is a tuple of micro-batches
-that together hold `batch_size` rows; what a step computes depends on its rows alone, so a later reader may
-hand the micro-batches of one step to several devices.
+Floor 3: numpy on lengths and ids. Knows no model, no loss and no device. A step is `batch_size` rows, dealt
+out to the ranks that train together and cut into micro-batches on each; what a step computes depends on its
+rows alone. Rows that lie end to end instead of padded are `upft.packed`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from upft.choices import Layout
 from upft.errors import TrainError
 from upft.prefix import UNSUPERVISED, Row
 
@@ -21,15 +22,19 @@ CALL_TOKENS = 128
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the model together, padded to `width` tokens. `rows` are indices into the table."""
+    """Rows that go through the model together, padded to `width` tokens, or end to end in `width` tokens.
+
+    `rows` are indices into the table.
+    """
 
     rows: tuple[int, ...]
     width: int
+    packed: bool = False
 
     @property
     def tokens(self) -> int:
         """Tokens of the forward pass, padding included."""
-        return len(self.rows) * self.width
+        return self.width if self.packed else len(self.rows) * self.width
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,48 @@ def epoch_order(rows: int, epoch: int, seed: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def plan_steps(lengths: np.ndarray, batch_size: int, micro_batch_tokens: int, epochs: int, seed: int) -> Iterator[Step]:
-    """The steps of all epochs, in order. lengths: [rows], tokens. Every row comes once an epoch."""
+def plan_steps(lengths: np.ndarray, batch_size: int, micro_batch_tokens: int, epochs: int, seed: int,
+               layout: Layout = Layout.padded, rank: int = 0, ranks: int = 1) -> Iterator[Step]:
+    """The steps of all epochs, in order, as `rank` of `ranks` sees them. lengths: [rows], tokens.
+
+    Every row comes once an epoch, on one rank. Where a step has fewer rows than there are ranks, a rank's
+    step holds no micro-batch.
+    """
+    cut = split if layout is Layout.padded else bins
     for epoch in range(epochs):
         order = epoch_order(len(lengths), epoch, seed)
         for start in range(0, len(order), batch_size):
-            yield Step(split(order[start:start + batch_size], lengths, micro_batch_tokens))
+            mine = deal(order[start:start + batch_size], lengths, ranks)[rank]
+            yield Step(cut(mine, lengths, micro_batch_tokens))
+
+
+def deal(rows: np.ndarray, lengths: np.ndarray, hands: int) -> list[np.ndarray]:
+    """Rows in `hands` parts of nearly equal tokens: the longest first, each to the part that has least."""
+    if hands == 1:
+        return [rows]
+    parts: list[list[int]] = [[] for _ in range(hands)]
+    load = [0] * hands
+    for row in rows[np.argsort(-lengths[rows], kind="stable")]:
+        least = load.index(min(load))
+        parts[least].append(int(row))
+        load[least] += int(lengths[row])
+    return [np.array(part, dtype=np.int64) for part in parts]
+
+
+def bins(rows: np.ndarray, lengths: np.ndarray, micro_batch_tokens: int) -> tuple[MicroBatch, ...]:
+    """Rows that go end to end into micro-batches of nearly equal size, of at most `micro_batch_tokens` tokens.
+
+    A row longer than the limit stands alone. `width` is the sum of the lengths. The fullest comes first.
+    """
+    if len(rows) == 0:
+        return ()
+    total = int(lengths[rows].sum())
+    for count in range(max(1, -(-total // micro_batch_tokens)), len(rows) + 1):
+        parts = deal(rows, lengths, count)
+        if count == len(rows) or all(len(p) == 1 or lengths[p].sum() <= micro_batch_tokens for p in parts):
+            break
+    sizes = [(int(lengths[p].sum()), p) for p in parts]
+    return tuple(MicroBatch(tuple(int(r) for r in p), size, packed=True) for size, p in sorted(sizes, key=lambda x: -x[0]))
 
 
 def split(rows: np.ndarray, lengths: np.ndarray, micro_batch_tokens: int) -> tuple[MicroBatch, ...]:
@@ -78,7 +119,7 @@ def split(rows: np.ndarray, lengths: np.ndarray, micro_batch_tokens: int) -> tup
     Rows are sorted by length and cut where the sum of padded tokens plus CALL_TOKENS a micro-batch is least
     (exact, by dynamic programming over the places to cut). A row longer than the limit stands alone.
     """
-    by_length = rows[np.argsort(lengths[rows], kind="stable")]
+    by_length = rows[np.argsort(lengths[rows], kind="stable")].astype(np.int64)
     sizes = lengths[by_length].astype(np.int64)
     count = len(sizes)
     best = np.zeros(count + 1, dtype=np.int64)  # best[j]: least cost of the j shortest rows
@@ -127,6 +168,11 @@ class Padded:
     row: np.ndarray
     supervised: np.ndarray
     lengths: np.ndarray
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of real tokens of which one sees the other, or itself."""
+        return int((self.lengths * (self.lengths + 1) // 2).sum())
 
 
 def pad(rows: Sequence[Row]) -> Padded:

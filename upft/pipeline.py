@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from upft import export
 from upft.config import Config
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
@@ -31,6 +32,7 @@ def main(config: Config, console: Console | None = None) -> Path | None:
 
         preview.show(config, cell, store, console)
         return None
+    target = export.look(config, cell)
     store.prepare()
     artifacts = walk(cell, store, config.compute, config.tracker, console, repair=config.run.repair)
     report = artifacts[cell.report.key]
@@ -39,6 +41,9 @@ def main(config: Config, console: Console | None = None) -> Path | None:
     console.say()
     console.say(summary_table(report.json("results.json")))
     console.say(f"report: {_shown(report.path / 'report.html')}")
+    if target is not None:
+        export.write(target, cell, artifacts, store)
+        console.say(f"model: {_shown(target.folder)}{' (exported before)' if target.done else ''}")
     return report.path
 
 
@@ -95,13 +100,12 @@ def preflight(missing: list[Stage]) -> None:
         if not isinstance(spec, (SampleSpec, EvaluateSpec)):
             continue
         questions = datasets.load(spec.questions)
-        if spec.model is not None:
-            prompter = Prompter(models.load_tokenizer(models.resolve(spec.model.source), spec.model.trust_remote_code),
-                                spec.prompt)
-            # A task is small: render it whole. Training questions may be many, and the stage that samples
-            # renders them all before it starts an engine.
-            for question in questions.rows if isinstance(spec, EvaluateSpec) else questions.rows[:1]:
-                prompter.ids(question.text)
+        prompter = Prompter(models.load_tokenizer(models.resolve(spec.model.source), spec.model.trust_remote_code),
+                            spec.prompt)
+        # A task is small: render it whole. Training questions may be many, and the stage that samples
+        # renders them all before it starts an engine.
+        for question in questions.rows if isinstance(spec, EvaluateSpec) else questions.rows[:1]:
+            prompter.ids(question.text)
 
 
 def _shown(path: Path) -> str:

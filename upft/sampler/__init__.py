@@ -84,16 +84,17 @@ class Engine(Protocol):
         """Give back memory and processes; a second call does nothing."""
 
 
-def label(model: Path | HubRef) -> str:
+def label(model: Path | HubRef, adapter: Path | None = None) -> str:
     """How messages name a model."""
-    return str(model) if isinstance(model, Path) else f"{model.id}@{model.revision[:8]}"
+    name = str(model) if isinstance(model, Path) else f"{model.id}@{model.revision[:8]}"
+    return name if adapter is None else f"{name} with adapter {adapter}"
 
 
 def open_engine(kind: c.Engine, model: Path | HubRef, dtype: c.Dtype, compute: c.ComputeConfig,
-                trust_remote_code: bool = False) -> Engine:
-    """Load a model into an engine; `auto` is vLLM where it is installed.
+                trust_remote_code: bool = False, adapter: Path | None = None) -> Engine:
+    """Load a model, with the LoRA adapter of a PEFT folder on it, into an engine; `auto` is vLLM where it is installed.
 
-    Raises ModelError for a folder that is no model, EngineError where the engine cannot start.
+    Raises ModelError for a folder that is no model (no adapter), EngineError where the engine cannot start.
     """
     if isinstance(model, Path) and not (model / "config.json").is_file():
         what = "has no config.json" if model.is_dir() else "is no folder"
@@ -102,10 +103,10 @@ def open_engine(kind: c.Engine, model: Path | HubRef, dtype: c.Dtype, compute: c
     if resolve_engine(kind, "engine") is c.Engine.vllm:
         from upft.sampler.vllm_engine import VllmEngine
 
-        return VllmEngine(model, dtype, compute, trust_remote_code)
+        return VllmEngine(model, dtype, compute, trust_remote_code, adapter)
     from upft.sampler.transformers_engine import TransformersEngine
 
-    return TransformersEngine(model, dtype, compute, trust_remote_code)
+    return TransformersEngine(model, dtype, compute, trust_remote_code, adapter)
 
 
 class EnginePool:
@@ -113,17 +114,17 @@ class EnginePool:
 
     def __init__(self, compute: c.ComputeConfig) -> None:
         self._compute = compute
-        self._key: tuple[c.Engine, Path | HubRef, c.Dtype, bool] | None = None
+        self._key: tuple[c.Engine, Path | HubRef, c.Dtype, bool, Path | None] | None = None
         self._engine: Engine | None = None
 
     def get(self, kind: c.Engine, source: Path | HubRef, dtype: c.Dtype,
-            trust_remote_code: bool = False) -> Engine:
-        """The engine for this model; another one is closed first. Raises what `open_engine` raises."""
-        key = (resolve_engine(kind, "engine"), source, dtype, trust_remote_code)
+            trust_remote_code: bool = False, adapter: Path | None = None) -> Engine:
+        """The engine for this model and adapter; another one is closed first. Raises what `open_engine` raises."""
+        key = (resolve_engine(kind, "engine"), source, dtype, trust_remote_code, adapter)
         if self._engine is not None and self._key == key and self._engine.alive:
             return self._engine
         self.close()
-        self._engine = open_engine(key[0], source, dtype, self._compute, trust_remote_code)
+        self._engine = open_engine(key[0], source, dtype, self._compute, trust_remote_code, adapter)
         self._key = key
         return self._engine
 

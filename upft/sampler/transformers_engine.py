@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upft import adapters
 from upft import config as c
 from upft.choices import Accelerator
 from upft.errors import EngineError
@@ -37,14 +38,18 @@ class TransformersEngine:
     per_request_seed = True
 
     def __init__(self, model: Path | HubRef, dtype: c.Dtype, compute: c.ComputeConfig,
-                 trust_remote_code: bool = False) -> None:
-        """Load the weights. Raises ModelError where they cannot be loaded, EngineError where the GPU asked
-        for is not there."""
+                 trust_remote_code: bool = False, adapter: Path | None = None) -> None:
+        """Load the weights, and the adapter. Raises ModelError where they cannot be loaded, EngineError where
+        the GPU asked for is not there."""
         if compute.threads is not None:
             torch.set_num_threads(compute.threads)
         device = _device(compute.accelerator)
         weights = load_model(model, getattr(torch, dtype.name), trust_remote_code)
-        self._take(weights.to(device), label(model), compute.sample_batch)
+        if adapter is not None:
+            adapters.load(weights, adapter)
+            if dtype is c.Dtype.float32:  # faster; in bfloat16 the sum would round most of the adapter away
+                adapters.merge(weights)
+        self._take(weights.to(device), label(model, adapter), compute.sample_batch)
 
     @classmethod
     def over(cls, model: Any, name: str,

@@ -33,6 +33,7 @@ class _Worker:
         self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._cancelled = 0
         self._engine: Any = None
+        self._adapter: Any = None
         # Before vLLM is imported, which takes seconds: the parent may die during them.
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -102,7 +103,7 @@ class _Worker:
             skip_tokenizer_init=True, enable_prefix_caching=True, generation_config="vllm", seed=0,
             enforce_eager=cpu if m["enforce_eager"] is None else m["enforce_eager"],
             gpu_memory_utilization=m["gpu_memory_utilization"],
-            tensor_parallel_size=1 if cpu else m["devices"], disable_log_stats=True)
+            tensor_parallel_size=1 if cpu else m["devices"], disable_log_stats=True, **self._lora(m))
         try:
             config = arguments.create_engine_config(UsageContext.LLM_CLASS)
         except (ValueError, OSError) as error:
@@ -117,7 +118,27 @@ class _Worker:
             torch.Generator = RewindingGenerator  # type: ignore[misc]  # vLLM makes one for each request
         context = config.model_config.max_model_len
         self._engine = LLMEngine.from_vllm_config(config, UsageContext.LLM_CLASS, disable_log_stats=True)
+        if m["adapter"] is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._adapter = LoRARequest("adapter", 1, m["adapter"])
+            self._engine.add_lora(self._adapter)  # now, so that what is wrong with it shows before the first request
         return {"context": context, "fits": self._engine.model_config.max_model_len, "cpu": cpu}
+
+    def _lora(self, m: dict[str, Any]) -> dict[str, Any]:
+        """Engine arguments for the adapter: vLLM makes room for certain ranks only, so the next one up."""
+        if m["adapter"] is None:
+            return {}
+        from typing import get_args
+
+        from vllm.config.lora import MaxLoRARanks
+
+        wide = [r for r in sorted(get_args(MaxLoRARanks)) if r >= m["rank"]]
+        if not wide:
+            raise _Refused("engine", f"adapter {m['adapter']} has rank {m['rank']}, and vLLM takes ranks up to"
+                           f" {max(get_args(MaxLoRARanks))}",
+                           "set train.lora.merge=true, or use the other engine (eval.engine=transformers)")
+        return {"enable_lora": True, "max_lora_rank": wide[0], "max_loras": 1}
 
     def _requests(self, count: int) -> list[list[Any]]:
         found: list[list[Any]] = []
@@ -142,7 +163,7 @@ class _Worker:
             self._engine.add_request(str(index), tokens_input(prompt_ids), SamplingParams(
                 temperature=m["temperature"], top_p=m["top_p"], top_k=m["top_k"], seed=seed,
                 max_tokens=max_tokens, stop_token_ids=m["stop_ids"], ignore_eos=True, detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY))
+                output_kind=RequestOutputKind.FINAL_ONLY), lora_request=self._adapter)
         left = set(range(len(requests)))
         while left:
             if self._cancelled >= m["run"]:

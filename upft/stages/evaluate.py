@@ -15,7 +15,7 @@ import numpy as np
 
 from upft import datasets, grading, ledger, models, rollouts, shapes, statistics
 from upft.errors import DataError
-from upft.plan import EvaluateSpec, Generated
+from upft.plan import EvaluateSpec, Generated, HubRef
 from upft.prompts import Prompter
 from upft.sampler import resolve_sampling
 from upft.stages import Host
@@ -26,11 +26,12 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
     questions = datasets.load(spec.questions)
     if questions.duplicates:
         host.console.warn(f"{questions.name}: {questions.duplicates} duplicate questions, each asked once")
-    source = models.resolve(spec.model.source) if spec.model is not None else inputs["model"] / "model"
-    tokenizer = models.load_tokenizer(source, spec.trust_remote_code)
+    source, adapter = _opened(spec, inputs.get("model"))
+    tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     prompter = Prompter(tokenizer, spec.prompt)
     with ledger.Meter() as meter:
-        engine = host.engines.get(spec.sampling.engine, source, spec.sampling.dtype, spec.trust_remote_code)
+        engine = host.engines.get(spec.sampling.engine, source, spec.sampling.dtype, spec.model.trust_remote_code,
+                                  adapter)
         prompts: list[rollouts.Prompt] = []
         for question in questions.rows:
             ids = tuple(prompter.ids(question.text))
@@ -82,6 +83,15 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
         "engine": engine.name,
         "per_request_seed": engine.per_request_seed,
     }, indent=1) + "\n")
+
+
+def _opened(spec: EvaluateSpec, trained: Path | None) -> tuple[Path | HubRef, Path | None]:
+    """(model, adapter) to ask: the base, the trained weights, or the base with an adapter that was not merged."""
+    if trained is None:
+        return models.resolve(spec.model.source), None
+    if (trained / "model").is_dir():
+        return trained / "model", None
+    return models.resolve(spec.model.source), trained / "adapter"
 
 
 def _style(text: str) -> str | None:

@@ -1,6 +1,8 @@
 """Stage `train`: optimise the base model on the rows.
 
-Writes model/ (a Hugging Face folder), metrics.jsonl (a line a step), train.json (what happened) and ledger.json.
+Writes model/ (a Hugging Face folder) or adapter/ (a PEFT folder), metrics.jsonl (a line a step), train.json
+(what happened) and ledger.json. While it runs, resume/ holds checkpoints: a training that was interrupted
+goes on from the last one. With several devices each has a process of its own.
 """
 
 from __future__ import annotations
@@ -8,37 +10,120 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from upft import fit, ledger, models, prefix, tracking
+from upft import adapters, card, checkpoint, fit, ledger, models, prefix, ranks, tracking
+from upft.console import Console
+from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import TrainSpec
+from upft.ranks import World
 from upft.stages import Host
-from upft.store import canonical
+from upft.store import RESUME, canonical
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MODEL, ADAPTER = "model", "adapter"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a training is told.
+
+    rows: the artifact of the build stage; out: of this one. done: the step of the checkpoint to go on from, 0 =
+    from the start.
+    """
+
+    spec: TrainSpec
+    rows: Path
+    out: Path
+    compute: ComputeConfig
+    tracker: TrackerConfig
+    quiet: bool
+    done: int
 
 
 def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Train on `inputs["rows"]` and save the model in the number format it was published in."""
+    host.engines.close()  # an engine holds the memory that training needs
+    fit.pick_device(host.compute.accelerator)
+    world = ranks.here(host.compute)
+    with ledger.Meter() as meter:
+        found = checkpoint.latest(out / RESUME, 0 if world is None else world.rank, host.console.warn)
+        if found is not None:
+            host.console.say(f"  training goes on after step {found.step}")
+        job = Job(spec, inputs["rows"], out, host.compute, host.tracker, host.console.quiet, 0 if found is None else found.step)
+        if world is not None:
+            work(world, job, host.console)
+        else:
+            count = ranks.planned(host.compute)
+            threads = host.compute.threads or max(1, (os.cpu_count() or 1) // count)
+            ranks.launch(work, (replace(job, compute=replace(host.compute, threads=threads)),), count)
+    if world is not None and not world.first:
+        return
+    book = ledger.Ledger.read(out)
+    meter.fill(book, host.gpus * host.compute.nodes)
+    told = json.loads((out / "train.json").read_text())
+    book.peak_device_bytes = max(book.peak_device_bytes, told.pop("peak_device_bytes"))
+    book.seconds = max(book.seconds, told["seconds"])  # an interrupted training has taken more than its last part
+    book.write(out)
+    (out / "train.json").write_text(json.dumps(told, indent=1) + "\n")
+    facts = card.of_training(spec, inputs["rows"], out)
+    for folder in (MODEL, ADAPTER):
+        if (out / folder).is_dir():
+            card.write(out / folder, facts)
+
+
+def work(world: World, job: Job, console: Console | None = None) -> None:
+    """One process of a training. The first one reports and saves."""
     import torch
 
-    host.engines.close()  # an engine holds the memory that training needs
-    if host.compute.devices > 1:
-        host.console.warn(f"compute.devices={host.compute.devices}: training uses one device")
+    spec, out = job.spec, job.out
+    console = console or Console(quiet=job.quiet or not world.first)
     source = models.resolve(spec.model.source)
-    with ledger.Meter() as meter:
-        tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
-        rows = prefix.read_rows(inputs["rows"] / prefix.FILE)
-        model = models.load_model(source, torch.float32, spec.model.trust_remote_code)
-        science = canonical(spec)
+    dtype = fit.weights_dtype(spec, spec.lora is not None)
+
+    def fresh() -> PreTrainedModel:
+        model = models.load_model(source, dtype, spec.model.trust_remote_code)
+        if spec.lora is not None:
+            adapters.attach(model, spec.lora, spec.seed)
+        return model
+
+    tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
+    rows = prefix.read_rows(job.rows / prefix.FILE)
+    model = fresh()
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    checkpoints = out / RESUME
+
+    def train(tracker: tracking.Tracker | None) -> fit.Fitted:
+        return fit.fit(model, rows, spec, spec.seed, job.compute, out, None if tracker is None else tracker.log, console,
+                       world, checkpoints, None if job.done == 0 else checkpoint.at(checkpoints, job.done))
+
+    if world.first:
         key = out.name.removesuffix(".partial")
-        with tracking.open_tracker(host.tracker, out, key, f"train {key}", "train", science, host.console,
+        tracking.cut(out, job.done)
+        with tracking.open_tracker(job.tracker, out, key, f"train {key}", "train", canonical(spec), console,
                                    Path(os.environ.get("WANDB_DIR", "."))) as tracker:
-            fitted = fit.fit(model, rows, spec, spec.seed, host.compute, out, tracker.log, host.console)
-        models.save_model(model, tokenizer, out / "model", source)
-    book = ledger.Ledger(supervised_tokens=fitted.supervised_tokens, forward_tokens=fitted.forward_tokens,
-                         padding_tokens=fitted.padding_tokens, flops=fitted.flops)
-    meter.fill(book, devices=1 if fitted.device == "gpu" else 0)
-    book.write(out)
+            fitted = train(tracker)
+    else:
+        fitted = train(None)
+    whole = ranks.gathered(model, fresh, world)
+    if whole is None:
+        return
+    peak = torch.cuda.max_memory_allocated() if fitted.device == "gpu" else 0
+    if spec.lora is not None:
+        adapters.save(whole, out / ADAPTER, source)
+        if spec.lora.merge:
+            adapters.merge(whole)
+    if spec.lora is None or spec.lora.merge:
+        models.save_model(whole, tokenizer, out / MODEL, source)
+    ledger.Ledger(supervised_tokens=fitted.supervised_tokens, forward_tokens=fitted.forward_tokens,
+                  shared_tokens=fitted.shared_tokens, padding_tokens=fitted.padding_tokens, flops=fitted.flops).write(out)
     (out / "train.json").write_text(json.dumps({
         "rows": fitted.rows, "steps": fitted.steps, "epochs": spec.epochs, "first_loss": fitted.first_loss,
         "last_loss": fitted.last_loss, "mean_supervised_tokens": float(rows.supervised.mean()), "lr": spec.lr,
-        "parameters": sum(p.numel() for p in model.parameters())}, indent=1) + "\n")
+        "parameters": parameters, "trained_parameters": trained, "layout": fitted.layout, "ranks": world.ranks,
+        "seconds": fitted.seconds, "peak_device_bytes": peak}, indent=1) + "\n")

@@ -1,0 +1,172 @@
+"""Several processes that train together: who is who, how they start, how they share a model.
+
+Floor 4. Uses Lightning's own strategies: DDP, and FSDP2 through `ModelParallelStrategy`. A rank is one
+process with one device. Knows no rows and no loss.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from upft.choices import Precision, Strategy
+from upft.errors import ConfigError, TrainError, UpftError
+from upft.machine import ComputeConfig
+
+if TYPE_CHECKING:
+    import torch
+    from pytorch_lightning.strategies import Strategy as LightningStrategy
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among those that train together."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process reports and writes."""
+        return self.rank == 0
+
+
+def planned(compute: ComputeConfig) -> int:
+    """Processes that a training asks for."""
+    return compute.devices * compute.nodes
+
+
+def here(compute: ComputeConfig) -> World | None:
+    """This process's place where a cluster has started one process a device; None where they are to be started.
+
+    Raises ConfigError for several nodes without such a start.
+    """
+    ranks = planned(compute)
+    if ranks == 1:
+        return World()
+    started = os.environ.get("SLURM_NTASKS"), os.environ.get("SLURM_PROCID")
+    if started[0] == str(ranks) and started[1] is not None:
+        return World(int(started[1]), ranks)
+    if compute.nodes > 1:
+        raise ConfigError(f"compute.nodes={compute.nodes}: no process has been started on the other nodes",
+                          f"start this stage with srun --ntasks={ranks} --nodes={compute.nodes}, or set compute.nodes=1")
+    return None
+
+
+def launch(target: Callable[..., None], arguments: tuple[Any, ...], ranks: int) -> None:
+    """Run `target(world, *arguments)` in `ranks` new processes on this machine and wait for all.
+
+    When one fails the others are stopped and its UpftError is raised here; one that dies without a word
+    becomes a TrainError. target and arguments must be importable and picklable (they travel to the processes).
+    """
+    import torch.multiprocessing as processes
+    from torch.multiprocessing.spawn import ProcessException
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = processes.get_context("spawn").SimpleQueue()
+    context = processes.start_processes(_rank, (target, arguments, ranks, port, said), ranks, join=False, start_method="spawn")
+    assert context is not None
+    try:
+        while not context.join(timeout=1):
+            pass
+    except ProcessException as error:
+        if said.empty():
+            raise TrainError(f"rank {error.error_index} of {ranks} died: {str(error).strip().splitlines()[-1]}",
+                             "if it was killed, the machine had too little memory: lower compute.devices or "
+                             "compute.micro_batch_tokens; the same command goes on from the last checkpoint") from error
+        raise said.get() from error
+    finally:
+        for process in context.processes:  # also on Ctrl+C
+            if process.is_alive():
+                process.kill()
+
+
+def _rank(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], ranks: int, port: int, said: Any) -> None:
+    """One process: tell Lightning where it stands, run, hand an error over."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0",
+                      WORLD_SIZE=str(ranks), RANK=str(rank))
+    try:
+        target(World(rank, ranks), *arguments)
+    except UpftError as error:
+        said.put(error)
+        raise SystemExit(1) from error
+    finally:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            with suppress(Exception):  # a peer may be gone
+                dist.destroy_process_group()
+
+
+def chosen(compute: ComputeConfig) -> Strategy:
+    """The strategy with `auto` resolved."""
+    if compute.strategy is not Strategy.auto:
+        return compute.strategy
+    return Strategy.single if planned(compute) == 1 else Strategy.ddp
+
+
+def lightning(compute: ComputeConfig) -> LightningStrategy | str:
+    """Lightning's strategy for these settings."""
+    from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+
+    match chosen(compute):
+        case Strategy.ddp:
+            return DDPStrategy()
+        case Strategy.fsdp:
+            return ModelParallelStrategy(data_parallel_size=planned(compute), tensor_parallel_size=1)
+        case _:
+            return "auto"
+
+
+def shard(root: torch.nn.Module, model: PreTrainedModel, mesh: DeviceMesh, precision: Precision) -> None:
+    """Cut `root`'s parameters over the mesh with FSDP2: one unit a decoder layer, the rest in the root.
+
+    With bf16_mixed, layers are gathered and computed in bf16 and gradients summed in fp32, while each rank
+    keeps its part of the fp32 weights.
+    """
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mixed = precision is Precision.bf16_mixed
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if mixed else None, reduce_dtype=torch.float32, output_dtype=None)
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh["data_parallel"], mp_policy=policy)
+    fully_shard(root, mesh=mesh["data_parallel"], mp_policy=policy)
+
+
+def layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The decoder layers: the blocks that the architecture says must not be split."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    found = [module for module in model.modules() if type(module).__name__.removeprefix("FSDP") in names]
+    return [m for m in found if not any(m is not other and m in set(other.modules()) for other in found)]
+
+
+def gathered(model: PreTrainedModel, fresh: Callable[[], PreTrainedModel], world: World) -> PreTrainedModel | None:
+    """The trained model whole, on the first rank; None on the others. Every rank calls this.
+
+    `fresh` makes the model as it was before it was cut; what was trained is copied into it. A model that was
+    not cut is returned as it is.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not any(isinstance(p, DTensor) for _, p in trained):
+        return model if world.first else None
+    whole = fresh() if world.first else None
+    places = {} if whole is None else dict(whole.named_parameters())
+    with torch.no_grad():
+        for name, p in trained:
+            full = p.full_tensor() if isinstance(p, DTensor) else p
+            if whole is not None:
+                places[name].copy_(full)
+    return whole
