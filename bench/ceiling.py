@@ -10,5 +10,5 @@ import measure
 
 if __name__ == "__main__":
     task = json.loads(Path(sys.argv[1]).read_text())
-    rate = measure.matmul_ceiling(task["device"], task["dtype"], task["size"])
-    Path(sys.argv[2]).write_text(json.dumps({"flops_per_s": rate}))
+    rates = {dtype: measure.matmul_ceiling(task["device"], dtype, task["size"]) for dtype in task["dtypes"]}
+    Path(sys.argv[2]).write_text(json.dumps(rates))

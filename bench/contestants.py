@@ -37,8 +37,8 @@ CLIP = 1.0
 class Settings:
     """What a contestant may choose for itself: speed and memory, never the result."""
 
-    micro_batch_tokens: int = 2048
-    """upft: tokens of a forward pass."""
+    micro_batch_tokens: int | None = None
+    """upft: tokens of a forward pass; null = the trainer's own choice for the device."""
     layout: str = "auto"
     """upft: auto, packed or padded. trl: padded or padding_free."""
     share_prompts: bool = True
@@ -95,25 +95,18 @@ class Outcome:
         self.clock.append(time.perf_counter())
 
 
-def weights_dtype(precision: Precision) -> Any:
-    """Format of the weights that are trained."""
-    import torch
-
-    return torch.bfloat16 if precision in (Precision.bf16, Precision.bf16_stochastic) else torch.float32
-
-
 def upft(task: Task, model: Any, rows: list[Row], outcome: Outcome) -> None:
     """`fit.fit` as the train stage calls it."""
-    train(model, rows, task.settings, task.precision, task.lr, task.batch_size, task.seed, task.device, task.threads,
+    train(model, rows, task.settings, Precision(task.precision), task.lr, task.batch_size, task.seed, task.device, task.threads,
           lambda record: _reported(outcome, record))
 
 
-def train(model: Any, rows: list[Row], settings: Settings, precision: str, lr: float, batch_size: int, seed: int, device: str,
-          threads: int | None, report: Callable[[Mapping[str, float | int]], None]) -> fit.Fitted:
+def train(model: Any, rows: list[Row], settings: Settings, precision: Precision, lr: float, batch_size: int, seed: int,
+          device: str, threads: int | None, report: Callable[[Mapping[str, float | int]], None]) -> fit.Fitted:
     """The one place where the benchmarks call this project's trainer."""
     science = TrainConfig(epochs=1, lr=lr, beta1=BETAS[0], beta2=BETAS[1], weight_decay=0.0, warmup_ratio=0.0,
                           batch_size=batch_size, grad_clip=CLIP, max_length=2**31, reduction=Reduction.token,
-                          precision=Precision(precision))
+                          precision=precision)
     compute = ComputeConfig(
         accelerator=Accelerator.gpu if device == "cuda" else Accelerator.cpu, threads=threads,
         micro_batch_tokens=settings.micro_batch_tokens, layout=Layout(settings.layout), share_prompts=settings.share_prompts,
@@ -243,7 +236,9 @@ def run(task: Task) -> Outcome:
         torch.set_num_threads(task.threads)
     torch.manual_seed(task.seed)
     rows = list(prefix.read_rows(Path(task.rows)))
-    model = models.load_model(Path(task.model), weights_dtype(Precision(task.precision))).to(task.device)
+    mixed_or_more = Precision(task.precision) in (Precision.fp32, Precision.bf16_mixed)
+    dtype = torch.float32 if mixed_or_more else torch.bfloat16
+    model = models.load_model(Path(task.model), dtype).to(task.device)
     outcome = Outcome(trainable=sum(p.numel() for p in model.parameters()))
     outcome.resident_bytes_before = measure.resident_bytes()
     outcome.began = time.perf_counter()

@@ -20,14 +20,14 @@ from typing import Any
 
 import measure
 import rows as bench_rows
-from contestants import Settings, train, weights_dtype
+from contestants import Settings, train
 from rich.console import Console
 from rich.table import Table
 
 from upft import adapters, models
 from upft.choices import Precision
 from upft.errors import TrainError
-from upft.ledger import model_flops
+from upft.ledger import training_flops
 from upft.plan import LoraSpec
 
 QWEN = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
@@ -40,7 +40,8 @@ SHAPES: dict[str, dict[str, Any]] = {
              "num_key_value_heads": 2, "vocab_size": 320, "tie_word_embeddings": False, **QWEN},
 }
 """Sizes of Qwen/Qwen2.5-7B and Qwen/Qwen2.5-1.5B, and of a toy for trying the path out on a CPU."""
-METHODS = {"full": Precision.bf16_stochastic, "full_mixed": Precision.bf16_mixed, "lora": Precision.bf16_stochastic}
+METHODS = {"full": Precision.bf16_stochastic, "full_mixed": Precision.bf16_mixed, "lora": Precision.bf16_mixed}
+"""lora: adapters in fp32 over frozen weights in bf16."""
 LORA = LoraSpec(rank=16, alpha=32.0, dropout=0.0, targets=None, merge=False)
 """On every linear layer but the head."""
 STEPS, WARMUP, BATCH_SIZE = 8, 3, 64
@@ -65,8 +66,8 @@ class Case:
 
 @dataclass
 class Result:
-    """flops are per token: `needed` counts attention, and the head on supervised tokens only; `needed_lora` leaves out
-    the gradients of frozen weights, which LoRA does not compute (None for full fine-tuning)."""
+    """flops are per token: `needed` counts attention, the head on supervised tokens only, and for LoRA no gradients of
+    frozen weights, which are not computed."""
 
     tokens_per_s: float = 0.0
     supervised_per_s: float = 0.0
@@ -76,7 +77,6 @@ class Result:
     losses: list[float] = dataclasses.field(default_factory=list)
     flops_6nd: float = 0.0
     flops_needed: float = 0.0
-    flops_needed_lora: float | None = None
     padding_share: float = 0.0
     failed: str | None = None
 
@@ -100,8 +100,8 @@ def main(options: argparse.Namespace, console: Console) -> int:
     if device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory
         where |= {"gpu": torch.cuda.get_device_name(0), "gpu_memory_gib": round(memory / 2**30, 1)}
-    ceiling = measure.run(Path(__file__).parent / "ceiling.py", {"device": device, "dtype": "bfloat16", "size": 8192
-                          if device == "cuda" else 1024}, options.threads).outcome["flops_per_s"]
+    ceiling = measure.run(Path(__file__).parent / "ceiling.py", {"device": device, "size": 8192 if device == "cuda" else 1024,
+                          "dtypes": ["bfloat16"]}, options.threads).outcome["bfloat16"]
     console.print(f"{where.get('gpu', where['cpu'])}: a bf16 matrix product reaches {ceiling / 1e12:,.3f} TFLOP/s")
     done: list[tuple[Case, Result]] = []
     table_columns = Table()
@@ -112,10 +112,10 @@ def main(options: argparse.Namespace, console: Console) -> int:
         _line(table_columns, case, result, ceiling)
     console.print(table_columns)
     console.print("MFU: share of that product's rate. needed = 6 operations a parameter and token, the head on supervised "
-                  "tokens only, and attention (upft.ledger.model_flops); 6ND = 6 * all multiplied parameters on all tokens. "
-                  "LoRA computes no gradients of frozen weights: its `needed` counts 4 operations a frozen parameter.")
+                  "tokens only, and attention (upft.ledger.training_flops; LoRA: 4 for a frozen parameter, whose gradient is "
+                  "not computed); 6ND = 6 * all multiplied parameters on all tokens.")
     out = options.out or Path(__file__).parent / "results" / f"{where['date'][:10]}-gpu.json"
-    measure.write(out, {"machine": where, "ceiling_flops_per_s": ceiling, "batch_size": BATCH_SIZE, "steps": STEPS,
+    measure.write(out, {"machine": where, "bf16_product_flops_per_s": ceiling, "batch_size": BATCH_SIZE, "steps": STEPS,
                         "warmup": WARMUP, "cases": [{**dataclasses.asdict(c), **dataclasses.asdict(r), **mfu(r, ceiling)}
                                                     for c, r in done]})
     console.print(f"written: {out}")
@@ -163,7 +163,7 @@ def work(case: Case) -> Result:
     import torch
 
     precision = METHODS[case.method]
-    model = build(case.shape, case.device, weights_dtype(precision))
+    model = build(case.shape, case.device, torch.float32 if case.method == "full_mixed" else torch.bfloat16)
     config = model.config
     head = models.head_parameters(model)
     body = models.multiplied_parameters(model) - head
@@ -184,21 +184,19 @@ def work(case: Case) -> Result:
         result.losses.append(float(record["loss"]))
 
     try:
-        train(model, rows, case.settings, precision.value, 1e-5, BATCH_SIZE, case.seed, case.device, None, report)
+        train(model, rows, case.settings, precision, 1e-5, BATCH_SIZE, case.seed, case.device, None, report)
     except TrainError as error:
         result.failed = error.what
         return result
     timed = [rows[i] for step in bench_rows.steps_of(len(rows), BATCH_SIZE, case.seed)[WARMUP:] for i in step]
     seconds = clock[-1] - clock[WARMUP - 1]
     tokens, supervised = sum(len(r.input_ids) for r in timed), sum(r.supervised for r in timed)
-    context = sum(len(r.input_ids) * (len(r.input_ids) + 1) / 2 for r in timed) / tokens
-    layers, hidden = config.num_hidden_layers, config.hidden_size
-    attention = model_flops(0, layers, hidden, tokens, context, backward=True)
-    weights = model_flops(body, 0, 0, tokens, 0.0, backward=True) + model_flops(head, 0, 0, supervised, 0.0, backward=True)
+    pairs = sum(len(r.input_ids) * (len(r.input_ids) + 1) // 2 for r in timed)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     result.tokens_per_s, result.supervised_per_s = tokens / seconds, supervised / seconds
-    result.flops_6nd, result.flops_needed = 6.0 * (body + head), (weights + attention) / tokens
-    if case.method == "lora":
-        result.flops_needed_lora = (weights * 2 / 3 + attention) / tokens
+    result.flops_6nd = 6.0 * (body + head)
+    result.flops_needed = training_flops(body, head, config.num_hidden_layers, config.hidden_size, tokens, pairs, supervised,
+                                         trained if case.method == "lora" else None) / tokens
     result.padding_share = sum(padding) / (sum(padding) + sum(len(r.input_ids) for r in rows))
     if case.device == "cuda":
         result.peak_bytes = int(torch.cuda.max_memory_allocated())
@@ -219,11 +217,9 @@ def build(shape: str, device: str, dtype: Any) -> Any:
 def mfu(result: Result, ceiling: float) -> dict[str, float | None]:
     """Model FLOPs utilisation against `ceiling` by each count."""
     if result.failed is not None:
-        return {"mfu_6nd": None, "mfu_needed": None, "mfu_needed_lora": None}
-    lora = result.flops_needed_lora
+        return {"mfu_6nd": None, "mfu_needed": None}
     return {"mfu_6nd": result.tokens_per_s * result.flops_6nd / ceiling,
-            "mfu_needed": result.tokens_per_s * result.flops_needed / ceiling,
-            "mfu_needed_lora": None if lora is None else result.tokens_per_s * lora / ceiling}
+            "mfu_needed": result.tokens_per_s * result.flops_needed / ceiling}
 
 
 def _words(settings: Settings) -> str:
@@ -240,8 +236,7 @@ def _line(table: Table, case: Case, result: Result, ceiling: float) -> None:
         table.add_row(*start, result.failed[:60], *[""] * 5)
         return
     shares = mfu(result, ceiling)
-    needed = shares["mfu_needed"] if shares["mfu_needed_lora"] is None else shares["mfu_needed_lora"]
-    table.add_row(*start, f"{result.tokens_per_s:,.0f}", f"{result.supervised_per_s:,.0f}", f"{needed:.1%}",
+    table.add_row(*start, f"{result.tokens_per_s:,.0f}", f"{result.supervised_per_s:,.0f}", f"{shares['mfu_needed']:.1%}",
                   f"{shares['mfu_6nd']:.1%}", f"{result.peak_bytes / 2**30:.1f}", f"{result.padding_share:.1%}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import comparison
 import measure
 import rows as bench_rows
+from entries import LINE_UP
 from rich.console import Console
 
 from upft.choices import Precision
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         return comparison.compare(options, console)
-    except (UpftError, ValueError) as error:
+    except (UpftError, OSError, ValueError) as error:
         console.print(f"[red]{error}[/]")
         return 2
     except measure.WorkerError as error:
@@ -58,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, default=2e-5, help="constant rate")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, help="CPU threads of each contestant (default: torch's choice)")
-    p.add_argument("--contestants", default=",".join(comparison.LINE_UP),
-                   help="which, in this order: " + ", ".join(comparison.LINE_UP))
+    p.add_argument("--contestants", default=",".join(LINE_UP),
+                   help="which, in this order: " + ", ".join(LINE_UP))
     p.add_argument("--set", action="append", default=[], metavar="NAME.SETTING=VALUE",
                    help="a setting of one contestant, such as trl.micro_batch_rows=16 (see contestants.Settings)")
     p.add_argument("--tune", action="store_true", help="first try each contestant's settings on one step, keep the fastest")

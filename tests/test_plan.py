@@ -33,6 +33,7 @@ def bases(model_folder) -> dict[str, list[str]]:
     engines = ["sample.engine=transformers", "eval.engine=transformers"]
     return {
         "generated": [f"model.path={model_folder}", *engines],
+        "lora": [f"model.path={model_folder}", "train=lora", *engines],
         "hub": [
             "model.path=null", "model.id=o/m", f"model.revision={REVISION}",
             "data.arithmetic=null", "data.id=o/d", f"data.revision={REVISION}", "data.file=a.jsonl",
@@ -73,7 +74,8 @@ SPECIAL = {  # leaves whose values are bound by a rule
     "model.user_template": "'Q: {question}'",
     "data.arithmetic.split": "test", "eval.tasks.arithmetic.arithmetic.split": "train",
     "sample.engine": None, "eval.engine": None, "model.engine": None,  # resolved against what is installed: a test of their own
-    "sample.max_tokens": "64",
+    "model.precision": "bf16_mixed", "train.precision": "bf16_mixed",  # the others have rules
+    "sample.max_tokens": "64", "train.lora.targets": "[q_proj]",
     "model.max_length": "100000", "data.max_length": "100000",
 }
 

@@ -67,8 +67,8 @@ class RowsTensors:
         tiles, places = None, None
         if tiled:
             made, where = packed.tiles()
-            tiles = tuple(TileTensors(torch.from_numpy(t.queries), torch.from_numpy(t.keys), _visible(t.queries.shape[1], t.before))
-                          for t in made)
+            tiles = tuple(TileTensors(torch.from_numpy(t.queries), torch.from_numpy(t.keys),
+                                      _visible(t.queries.shape[1], t.before)) for t in made)
             places = torch.from_numpy(where)
         return cls(
             torch.from_numpy(packed.starts.astype(np.int32)), torch.from_numpy(packed.key_starts.astype(np.int32)),

@@ -89,10 +89,8 @@ def of_training(spec: TrainSpec, rows: Path, trained: Path) -> Facts:
 
 
 def write(folder: Path, facts: Facts) -> None:
-    """Write the card into `folder`/model and `folder`/adapter, whichever is there."""
-    for name in ("model", "adapter"):
-        if (folder / name).is_dir():
-            (folder / name / FILE).write_text(render(facts, adapter=name == "adapter"), encoding="utf-8")
+    """Write the card into the folder of a model, or of an adapter (which has no config.json: that is its base's)."""
+    (folder / FILE).write_text(render(facts, adapter=not (folder / "config.json").is_file()), encoding="utf-8")
 
 
 def render(facts: Facts, adapter: bool = False) -> str:
@@ -222,6 +220,8 @@ def _training(facts: Facts) -> str:
         f"{100 * t.warmup_ratio:g}% then constant; {t.batch_size} rows a step, {t.epochs} epoch{'s' * (t.epochs != 1)}, "
         f"{t.precision.name}, seed {t.seed}",
     ]
+    if "trained_parameters" in summary:
+        lines.append(f"- {w.count(summary['trained_parameters'])} of {w.count(summary['parameters'])} parameters trained")
     if "first_loss" in summary:
         lines.append(f"- {w.count(summary['steps'])} steps; loss {summary['first_loss']:.4f} at the first, "
                      f"{summary['last_loss']:.4f} at the last")

@@ -242,8 +242,9 @@ def _write_rank(work: Path, tensors: Mapping[str, torch.Tensor], own: Mapping[st
                 file, size = f"rank-{rank}-of-{world}.part-{len(sums)}.safetensors", 0
             entries[name] = Entry(_format(tensor), tuple(tensor.shape), (Piece(file, offset, rows),))
             local = local.to("cpu").contiguous()
-            # safetensors refuses tensors that share memory, as those of tied names do
-            part[name] = local.clone() if any(local.data_ptr() == other.data_ptr() for other in part.values()) else local
+            begin = local.data_ptr()
+            shared = any(begin < o.data_ptr() + o.nbytes and o.data_ptr() < begin + nbytes for o in part.values())
+            part[name] = local.clone() if shared else local  # safetensors refuses such, as those of tied names
             size += nbytes
         finish()
         report = {"files": {file: done.result() for file, done in sums.items()},

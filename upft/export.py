@@ -81,8 +81,11 @@ def write(target: Target, cell: Plan, artifacts: Mapping[str, Artifact], store: 
         try:
             for place, name in enumerate(parts):
                 inner = work if place == 0 else work / name
-                shutil.copytree(trained / name, inner, dirs_exist_ok=True)
-                (inner / card.FILE).write_text(card.render(facts, adapter=name == "adapter"), encoding="utf-8")
+                for file in sorted(p for p in (trained / name).rglob("*") if p.is_file()):
+                    copy = inner / file.relative_to(trained / name)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, copy)
+                card.write(inner, facts)
             files = {str(p.relative_to(work)): p.stat().st_size for p in sorted(work.rglob("*"))
                      if p.is_file() and p.name != card.FILE}  # a card may be edited
             mark = {"report": cell.report.key, "train": train.key, "files": files}

@@ -90,7 +90,8 @@ def test_all_contestants_agree_on_the_loss_of_every_step(questions: Path, tmp_pa
 @pytest.mark.slow
 def test_losses_of_other_rows_do_not_pass_as_equal(bench_rows: Any, questions: Path, tmp_path: Path) -> None:
     """Two seeds give two orders of the same rows: the very program, and losses far beyond every tolerance."""
-    import comparison
+    import agreement
+    import entries
     from contestants import Settings, Task
 
     from upft import prefix
@@ -100,10 +101,10 @@ def test_losses_of_other_rows_do_not_pass_as_equal(bench_rows: Any, questions: P
     losses = []
     for seed in (0, 7):
         task = Task("", str(WEIGHTS), str(tmp_path / "rows.arrow"), "bf16_mixed", 1e-5, 12, seed, "cpu", 1)
-        losses.append(comparison.score(comparison.Entry("plain", "plain", Settings()), task, rows, 1, 1).losses)
-    assert comparison.difference(losses[0], losses[0]) == 0
-    assert comparison.difference(losses[1], losses[0]) > max(comparison.TOLERANCE.values())
-    assert comparison.difference([losses[0][0], float("nan")], losses[0]) == float("inf")
+        losses.append(entries.score(entries.Entry("plain", "plain", Settings()), task, rows, 1, 1).losses)
+    assert agreement.difference(losses[0], losses[0]) == 0
+    assert agreement.difference(losses[1], losses[0]) > max(agreement.TOLERANCE.values())
+    assert agreement.difference([losses[0][0], float("nan")], losses[0]) == float("inf")
 
 
 def test_without_a_gpu_the_gpu_benchmark_says_so_and_ends_with_2() -> None:
@@ -119,14 +120,20 @@ def test_without_a_gpu_the_gpu_benchmark_says_so_and_ends_with_2() -> None:
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_through_on_a_tiny_shape(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    done = bench("--gpu", "--shape", "tiny", "--methods", "full_mixed", "--micro-batch-tokens", "2048", "--checkpointing",
-                 "off", "--compile", "off", "--out", str(out))
+    done = bench("--gpu", "--shape", "tiny", "--methods", "full,lora", "--micro-batch-tokens", "2048",
+                 "--checkpointing", "off", "--compile", "off", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
-    [case] = json.loads(out.read_text())["cases"]
+    full, lora = json.loads(out.read_text())["cases"]
     # By hand: Qwen2 of 2 layers, 64 wide: q and o 64 x 64, k and v 64 x 32, their biases 64 + 2 x 32, MLP 3 x 64 x 128,
     # norms 2 x 64 a layer and 64 at the end; head 64 x 320.
     parameters = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 64 + 2 * 32 + 3 * 64 * 128 + 2 * 64) + 64 + 64 * 320
-    assert case["flops_6nd"] == 6 * parameters
-    assert case["failed"] is None
-    assert case["mfu_6nd"] > 0
-    assert case["flops_needed"] < case["flops_6nd"] * 1.5
+    for case in (full, lora):
+        assert case["failed"] is None
+        assert case["flops_6nd"] == 6 * parameters
+        assert case["mfu_6nd"] == pytest.approx(case["mfu_needed"] * case["flops_6nd"] / case["flops_needed"])
+        assert case["mfu_needed"] > 0
+    # LoRA: 6 operations for each of rank 16 x (in + out) adapter parameters, and 2 fewer for the frozen ones, of which
+    # the head works on supervised tokens only.
+    adapters = 2 * 16 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
+    frozen = parameters - 64 * 320 + 64 * 320 * lora["supervised_per_s"] / lora["tokens_per_s"]
+    assert lora["flops_needed"] - full["flops_needed"] == pytest.approx(6 * adapters - 2 * frozen)

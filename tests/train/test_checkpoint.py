@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from upft import checkpoint
 from upft.checkpoint import (
@@ -34,7 +34,7 @@ from upft.checkpoint import (
 )
 from upft.choices import Precision
 from upft.errors import StoreError
-from upft.optimizer import build
+from upft.optimizer import StochasticAdamW, build
 
 
 def some_tensors(step: int = 0) -> dict[str, torch.Tensor]:
@@ -42,9 +42,10 @@ def some_tensors(step: int = 0) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(step)
     table = torch.randn(11, 3, generator=draw)
     tied = torch.randn(4, 4, generator=draw).to(torch.bfloat16)
-    return {"model.table": table, "model.turned": torch.randn(3, 5, generator=draw).t(), "optim.step": torch.tensor(float(step)),
-            "model.tied": tied, "model.tied_too": tied, "model.none": torch.empty(0, 3), "count": torch.tensor([step, -1]),
-            "model.low": table[:5], "model.high": table[5:], "exact": torch.tensor([1e-300, 0.1], dtype=torch.float64)}
+    return {"model.table": table, "model.turned": torch.randn(3, 5, generator=draw).t(),
+            "optim.step": torch.tensor(float(step)), "model.tied": tied, "model.tied_too": tied,
+            "model.none": torch.empty(0, 3), "count": torch.tensor([step, -1]), "model.low": table[:5],
+            "model.high": table[5:], "exact": torch.tensor([1e-300, 0.1], dtype=torch.float64)}
 
 
 def blank(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -229,7 +230,8 @@ for _ in sys.stdin:  # a line = one more saver to be killed
 
 def test_a_kill_at_any_moment_leaves_a_usable_one(tmp_path: Path) -> None:
     """Fifteen savers are killed at random, each going on where the last one ended. Most die in the middle of a save."""
-    saver = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    saver = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             text=True)
     assert saver.stdin is not None
     assert saver.stdout is not None
     notes: list[str] = []
@@ -289,9 +291,7 @@ def adamw(model: Net, kind: str) -> torch.optim.Optimizer:
 def train(model: Net, optimizer: torch.optim.Optimizer, steps: range, rank: int = 0) -> None:
     for step in steps:
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(100 * step + rank))
-        with torch.no_grad():
-            dtype = next(model.parameters()).dtype
-        model(x.to(dtype)).float().square().mean().backward()
+        model(x.to(next(model.parameters()).dtype)).float().square().mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
@@ -372,11 +372,15 @@ def test_random_states_come_back(tmp_path: Path) -> None:
 
 
 def fsdp(kind: str, world: int, seed: int = 0) -> Net:
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if kind == "mixed" else MixedPrecisionPolicy()
+    mixed = kind == "mixed"
+    policy = MixedPrecisionPolicy(torch.bfloat16 if mixed else None, torch.float32 if mixed else None)
     model, mesh = make(kind, seed), init_device_mesh("cpu", (world,))
     for part in (model.first, model.second, model.last, model):
         fully_shard(part, mesh=mesh, mp_policy=policy)
     return model
+
+
+RESHARDED = ("mixed", "stochastic")
 
 
 def job_train_save_resume(rank: int, world: int, folder: Path) -> None:
@@ -403,9 +407,22 @@ def job_train_save_resume(rank: int, world: int, folder: Path) -> None:
         assert 0 < local.numel() < sum(p.numel() for p in model.parameters())
 
 
+def job_shards_draw_their_own_bits(rank: int, world: int, folder: Path) -> None:
+    """Equal rows on unlike ranks are rounded unlike; copies of one tensor stay copies."""
+    mesh = init_device_mesh("cpu", (world,))
+    for placement, alike in ((Shard(0), False), (Replicate(), True)):
+        p = torch.nn.Parameter(distribute_tensor(torch.full((world, 4096), 0.3, dtype=torch.bfloat16), mesh, [placement]))
+        p.grad = torch.ones_like(p)
+        StochasticAdamW([p], lr=1e-3, seed=0).step()
+        rows = [torch.empty(4096, dtype=torch.bfloat16) for _ in range(world)]
+        dist.all_gather(rows, p.detach().to_local()[0])
+        assert len(rows[0].unique()) == 2, "some were to go up and some down"
+        assert torch.equal(rows[0], rows[1]) == alike, placement
+
+
 def job_reshard(rank: int, world: int, folder: Path) -> None:
     """What others wrote (sharded on 2 ranks, or whole) is read here in shards, and written again from them."""
-    for kind in KINDS:
+    for kind in RESHARDED:
         for source in (kind, f"{kind}-whole"):
             model = fsdp(kind, world, seed=1)
             optimizer = adamw(model, kind)
@@ -456,11 +473,16 @@ def read_plain(folder: Path, kind: str) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
+def test_shards_draw_their_own_bits_and_copies_the_same(tmp_path: Path) -> None:
+    on_ranks(2, tmp_path, job_shards_draw_their_own_bits)
+
+
+@pytest.mark.slow
 def test_any_number_of_ranks_reads_what_any_number_wrote(tmp_path: Path) -> None:
     """2 ranks write; they, 3 ranks and one plain process read; 3 ranks write and the plain process reads."""
     on_ranks(2, tmp_path, job_train_save_resume)
     on_ranks(3, tmp_path, job_reshard)
-    for kind in KINDS:
+    for kind in RESHARDED:
         for sharded in (kind, f"{kind}-by-3", f"{kind}-whole-by-3"):
             ranks = {p.name.split(".")[0] for p in (tmp_path / sharded).rglob("*.safetensors")}
             assert len(ranks) == (3 if sharded.endswith("by-3") else 2), "each rank was to write its rows"

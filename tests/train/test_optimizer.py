@@ -159,6 +159,7 @@ def take_steps_beside_adamw(kernel: Callable[..., None] | None) -> None:
             reference.step()
             ours.step()
             pairs = [(fair, exact), *((ours.state[fair][key], reference.state[exact][key]) for key in moments)]
+            surprises = []
             for got, wanted in ((a.detach().float(), b.detach()) for a, b in pairs):
                 near = (wanted.view(torch.int32) & -65536).view(torch.float32)
                 far = ((wanted.view(torch.int32) & -65536) + 65536).view(torch.float32)
@@ -167,6 +168,9 @@ def take_steps_beside_adamw(kernel: Callable[..., None] | None) -> None:
                 assert bool(((got - wanted).abs() <= wanted.abs() * 2.0**-7).all())
                 relative = ((got - wanted) / wanted).double()
                 assert abs(float(relative.mean())) < 4 * float(relative.std()) / math.sqrt(relative.numel())
+                surprises.append(((got == far).float() - (wanted - near) / (far - near)).flatten())
+            linked = torch.corrcoef(torch.stack(surprises)) - torch.eye(3)
+            assert float(linked.abs().max()) < 5 / math.sqrt(fair.numel()), "weight and moments share their bits"
 
 
 def test_one_step_is_that_of_adamw_rounded() -> None:

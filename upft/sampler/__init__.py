@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from upft import adapters
 from upft import config as c
 from upft.errors import EngineError, ModelError
 from upft.plan import HubRef, SamplingSpec, resolve_engine
@@ -100,6 +101,8 @@ def open_engine(kind: c.Engine, model: Path | HubRef, dtype: c.Dtype, compute: c
         what = "has no config.json" if model.is_dir() else "is no folder"
         raise ModelError(f"{model} is no model: it {what}",
                          "give a folder written by save_pretrained (config.json, *.safetensors, tokenizer)")
+    if adapter is not None:
+        adapters.rank(adapter)  # refuses a folder that is none
     if resolve_engine(kind, "engine") is c.Engine.vllm:
         from upft.sampler.vllm_engine import VllmEngine
 
