@@ -140,7 +140,8 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
         stack.enter_context(manners.training_mode(model, compute.gradient_checkpointing))
         pl.seed_everything((seed + world.rank) % 2**32, verbose=False)  # for dropout; the order of rows has its own
         parts = models.take_apart(model)
-        layout, tiled = _lay_out(model, parts, compute.layout, device, mixed, console if world.first else Console(quiet=True))
+        layout, tiled = _lay_out(model, parts, compute.layout, device, mixed, sharded,
+                                 console if world.first else Console(quiet=True))
         if layout is Layout.packed:
             from upft import attention
 
@@ -200,7 +201,7 @@ def _measure(rows: Sequence[Row] | RowTable) -> tuple[np.ndarray, np.ndarray]:
     return lengths, np.array([sum(x != UNSUPERVISED for x in r.labels[1:]) for r in rows], dtype=np.int64)
 
 
-def _lay_out(model: PreTrainedModel, parts: Parts, wanted: Layout, device: str, mixed: bool,
+def _lay_out(model: PreTrainedModel, parts: Parts, wanted: Layout, device: str, mixed: bool, sharded: bool,
              console: Console) -> tuple[Layout, bool]:
     """(packed or padded, whether attention goes by tiles). Raises ConfigError when packed is asked for and cannot be."""
     import torch
@@ -210,12 +211,13 @@ def _lay_out(model: PreTrainedModel, parts: Parts, wanted: Layout, device: str, 
     if wanted is Layout.padded:
         return Layout.padded, True
     place = torch.device("cuda", torch.cuda.current_device()) if device == "gpu" else torch.device("cpu")
-    if device == "gpu" and model.device.type == "cpu":
-        model.to(place)  # Lightning would move it a moment later
-    with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
-        dtype = torch.bfloat16 if mixed else model.dtype
-        tiled = not attention.kernel_serves(place, dtype, model)
-        why = attention.fits(model, parts.body, tiled)
+    tiled = not attention.kernel_serves(place, torch.bfloat16 if mixed else model.dtype, model)
+    # A model that is to be cut may not fit on one GPU whole: what its architecture can do shows on the CPU as well.
+    proof = torch.device("cpu") if sharded else place
+    if model.device.type != proof.type:
+        model.to(proof)  # Lightning would move it a moment later
+    with torch.autocast(proof.type, torch.bfloat16, enabled=mixed):
+        why = attention.fits(model, parts.body, tiled or proof.type == "cpu")
     if why is None:
         return Layout.packed, tiled
     if wanted is Layout.packed:

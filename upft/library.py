@@ -100,8 +100,12 @@ def sample(model: LanguageModel, questions: Sequence[Question], max_tokens: int,
 
 
 def upft_rows(model: LanguageModel, questions: Sequence[Question], prefix_len: int = 8, ratio: float = 0.1,
-              trace_max_tokens: int = 192, temperature: float = 0.6, seed: int = 0) -> list[Row]:
-    """UPFT's training rows: one sampled prefix a question, whole traces for a nested share of `ratio`."""
+              trace_max_tokens: int = 192, temperature: float = 0.6, seed: int = 0,
+              unit: c.CutUnit = c.CutUnit.token) -> list[Row]:
+    """UPFT's training rows: one sampled prefix a question, whole traces for a nested share of `ratio`.
+
+    unit: what `prefix_len` counts, sampled tokens or words first (see `config.PrefixConfig.unit`).
+    """
     whole = [prefix.carries_trace(q.id, ratio) for q in questions]
     limits = [trace_max_tokens if w else prefix_len for w in whole]
     drawn = _roll_out(model, questions, limits, 1, temperature, None, None, seed)
@@ -109,7 +113,8 @@ def upft_rows(model: LanguageModel, questions: Sequence[Question], prefix_len: i
     rows = []
     for question, trace, rollout in zip(questions, whole, drawn, strict=True):
         if not trace:
-            rows.append(prefix.prefix_row(question.id, prompter.ids(question.text, SUFFIX), rollout.ids, prefix_len,
+            cut = rollout.ids if unit is c.CutUnit.token else prompter.words(rollout.ids, prefix_len, stops)
+            rows.append(prefix.prefix_row(question.id, prompter.ids(question.text, SUFFIX), cut, prefix_len,
                                           prompter.eos_id, stops))
         elif rollout.finish_reason == "stop":
             rows.append(prefix.trace_row(question.id, prompter.ids(question.text), rollout.ids))

@@ -147,12 +147,13 @@ class Parts:
     """A causal model in two parts, so that the head can be applied to chosen positions only.
 
     body(input_ids=..., use_cache=False) gives `last_hidden_state`: [batch, seq, hidden];
-    head(hidden: [n, hidden]) gives logits: [n, vocabulary].
+    head(hidden: [n, hidden]) gives logits: [n, vocabulary]. output: the module whose parameters the head uses.
     """
 
     body: torch.nn.Module
     head: Callable[[torch.Tensor], torch.Tensor]
     vocabulary: int
+    output: torch.nn.Module
 
 
 def take_apart(model: PreTrainedModel) -> Parts:
@@ -206,7 +207,7 @@ def take_apart(model: PreTrainedModel) -> Parts:
                    or bool((head(hidden).float()[finite] - truth).abs().max() <= close * truth.abs().max())]
     model.train(was_training)
     if fitting:
-        return Parts(body, fitting[0], int(logits.shape[-1]))
+        return Parts(body, fitting[0], int(logits.shape[-1]), output)
     raise ModelError(f"{name}: its logits are neither those of its output head nor a known scaling or capping of them",
                      "this architecture cannot be trained here yet; use another model")
 

@@ -105,7 +105,7 @@ def bins(rows: np.ndarray, lengths: np.ndarray, micro_batch_tokens: int) -> tupl
     if len(rows) == 0:
         return ()
     total = int(lengths[rows].sum())
-    for count in range(max(1, -(-total // micro_batch_tokens)), len(rows) + 1):
+    for count in range(min(len(rows), -(-total // micro_batch_tokens)), len(rows) + 1):
         parts = deal(rows, lengths, count)
         if count == len(rows) or all(len(p) == 1 or lengths[p].sum() <= micro_batch_tokens for p in parts):
             break

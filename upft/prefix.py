@@ -58,6 +58,14 @@ def carries_trace(question: str, ratio: float) -> bool:
     return int.from_bytes(drawn) / 2**64 < ratio
 
 
+def first_words(text: str, count: int) -> str:
+    """The first `count` whitespace-separated words of a text, joined by single spaces: newlines are lost.
+
+    What the paper's public code trains on. (Before EOS it has one more space, which is left out here.)
+    """
+    return " ".join(text.split()[:count])
+
+
 def prefix_row(question_id: str, prompt_ids: Sequence[int], completion_ids: Sequence[int], prefix_len: int,
                eos_id: int, stop_ids: Iterable[int], eos: bool = True) -> Row:
     """Prompt, then the first `prefix_len` sampled ids, then EOS.

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from upft import datasets, models, prefix, shapes
+from upft.choices import CutUnit
 from upft.config import Config
 from upft.console import Console
 from upft.ledger import model_flops
@@ -133,7 +134,8 @@ def rows(cell: Plan, store: Store) -> list[dict[str, Any]]:
         if kind == "trace":
             segments.append([f"‹up to {sample.spec.trace_max_tokens} sampled tokens, with the stop token›", True])
         else:
-            segments.append([f"‹{spec.prefix_len} sampled tokens›", True])
+            cut = "sampled tokens" if spec.unit is CutUnit.token else "words, or tokens if these are fewer"
+            segments.append([f"‹{spec.prefix_len} {cut}›", True])
             ids += [GAP] * spec.prefix_len
             labels += [GAP] * spec.prefix_len
             if spec.eos:

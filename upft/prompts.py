@@ -14,6 +14,7 @@ from jinja2.exceptions import TemplateError
 
 from upft.errors import DataError, ModelError
 from upft.plan import PromptSpec
+from upft.prefix import first_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -78,6 +79,21 @@ class Prompter:
                                       clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # a flat list of ids is one text, not a batch
         return text
+
+    def words(self, ids: Sequence[int], count: int, stop_ids: Iterable[int]) -> list[int]:
+        """The first `count` words of a completion, tokenised by themselves and cut to `count` ids: [at most count].
+
+        Control tokens are left out, and none comes in where a completion spells one in letters. Empty for a
+        completion without a word.
+        """
+        kept = list(ids)
+        if kept and kept[-1] in set(stop_ids):
+            kept.pop()  # decoding leaves special tokens out, but not every stop token is marked as one
+        text = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)  # a flat list of ids is one text, not a batch
+        text = text.rstrip("\ufffd")  # a letter of several tokens, of which the last was not sampled
+        return list(self._tokenizer(first_words(text, count), add_special_tokens=False,
+                                    split_special_tokens=True)["input_ids"][:count])
 
     def _conversation(self, text: str) -> list[dict[str, str]]:
         turns = [{"role": "user", "content": self._prompt.user_template.replace("{question}", text)}]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from upft import prefix
-from upft.choices import MethodName
+from upft.choices import CutUnit, MethodName
 from upft.plan import BuildSpec, HubRef, ModelSpec, PromptSpec
 from upft.prompts import Prompter
 from upft.stages.build import build
@@ -88,8 +88,8 @@ class Bench:
         (self.folder / "samples.json").write_text(json.dumps({"stop_ids": self.stop_ids}))
         spec = BuildSpec(
             method=MethodName.upft, model=ModelSpec(HubRef("acme/model", "0" * 40), False),
-            prompt=PromptSpec(None, "{question}"), prefix_len=T, ratio=RATIO, suffix=SUFFIX, eos=True,
-            keep_unfinished=False, max_length=3072)
+            prompt=PromptSpec(None, "{question}"), prefix_len=T, unit=CutUnit.token, ratio=RATIO, suffix=SUFFIX,
+            eos=True, keep_unfinished=False, max_length=3072)
         rows, _ = build(replace(spec, **changes), self.folder, self.prompter)
         return rows
 
@@ -182,6 +182,63 @@ def test_prefix_of_exactly_t_sampled_tokens_gets_its_eos(bench):
     completion = bench.encode(TRACE)[:T]
     row = bench.row(bench.prefix_question, completion, finish_reason="length")
     assert bench.segments(row)[-1] == (bench.prompter.text(completion) + bench.family.stops[0], True)
+
+
+def test_words_are_cut_from_the_text_and_newlines_become_spaces(bench):
+    """By hand: five words of the completion, then at most five tokens of them, then EOS. Sampled ids keep their newlines."""
+    written = "First,\n\nwe  subtract\n$3$ from both sides."
+    completion = bench.encode(written + bench.family.stops[0])
+    by_token, by_word = (bench.row(bench.prefix_question, completion, unit=unit, prefix_len=n)
+                         for unit, n in ((CutUnit.token, len(completion)), (CutUnit.word, 5)))
+    assert [x for x in by_token.labels if x != prefix.UNSUPERVISED] == completion
+    assert bench.segments(by_token)[-1] == (written + bench.family.stops[0], True)
+    opening = bench.encode("First, we subtract $3$ from")
+    supervised = [x for x in by_word.labels if x != prefix.UNSUPERVISED]
+    assert supervised == [*opening[:5], bench.prompter.eos_id]
+    assert len(opening) > 5, "the cut at tokens was to matter"
+    assert "\n" in bench.prompter.text(completion)
+    assert "\n" not in bench.segments(by_word)[-1][0]
+    assert by_word.input_ids == [*bench.prompter.ids(bench.prefix_question, SUFFIX), *supervised]
+
+
+def test_the_prompt_is_not_tokenised_again_with_the_words(bench):
+    """Tokens of the prompt's end and of the first word stay apart, also where together they would be fewer."""
+    end = bench.tokenizer.decode(bench.prompter.ids(bench.prefix_question, SUFFIX), skip_special_tokens=False)
+    row = bench.row(bench.prefix_question, bench.encode(" \n  First, we"), unit=CutUnit.word, prefix_len=20)
+    assert bench.segments(row) == [(end, False), ("First, we" + bench.family.stops[0], True)]
+    assert row.input_ids[:-1] == bench.prompter.ids(bench.prefix_question, SUFFIX) + bench.encode("First, we")
+
+
+def test_a_completion_that_ended_within_its_words_carries_one_eos(bench):
+    for stop in bench.family.stops:
+        for eos, end in ((True, bench.family.stops[0]), (False, "")):
+            row = bench.row(bench.prefix_question, bench.encode("We subtract." + stop), unit=CutUnit.word, prefix_len=99,
+                            eos=eos)
+            assert bench.segments(row)[-1] == ("We subtract." + end, True)
+
+
+def test_a_control_token_in_letters_does_not_become_one(bench):
+    """Sampled letter by letter; read as text it would end the turn."""
+    spelt = bench.encode("So") + [i for letter in " " + bench.family.stops[0] + " on" for i in bench.encode(letter)]
+    assert not set(spelt) & set(bench.stop_ids)
+    row = bench.row(bench.prefix_question, spelt, unit=CutUnit.word, prefix_len=99)
+    supervised = [x for x in row.labels if x != prefix.UNSUPERVISED]
+    assert [x for x in supervised if x in bench.stop_ids] == [bench.prompter.eos_id] == supervised[-1:]
+    assert bench.prompter.text(supervised[:-1]) == f"So {bench.family.stops[0]} on"
+
+
+def test_half_a_letter_at_the_end_is_dropped(bench):
+    sampled = bench.encode("Costs 漢")
+    assert len(bench.encode("漢")) > 1
+    row = bench.row(bench.prefix_question, sampled[:-1], unit=CutUnit.word, prefix_len=99)
+    assert bench.segments(row)[-1] == ("Costs" + bench.family.stops[0], True)
+
+
+def test_a_completion_without_a_word_is_an_eos_or_is_left_out(bench):
+    blank = bench.encode(" \n\n") + bench.stop_ids[:1]
+    row = bench.row(bench.prefix_question, blank, unit=CutUnit.word)
+    assert bench.segments(row)[-1] == (bench.family.stops[0], True)
+    assert bench.rows(bench.prefix_question, blank, unit=CutUnit.word, eos=False) == []
 
 
 def test_prefix_without_eos_where_the_configuration_says_so(bench):

@@ -119,7 +119,7 @@ def test_the_prompt_is_never_supervised(tiny: Callable) -> None:
         kept.append(out.last_hidden_state)
         return out
 
-    loss = weighted_loss(models.Parts(body, parts.head, parts.vocabulary), batch.micro_batches[0])
+    loss = weighted_loss(models.Parts(body, parts.head, parts.vocabulary, parts.output), batch.micro_batches[0])
     loss.backward()
     moved = kept[0].grad[0].abs().sum(-1)
     assert (moved > 0).tolist() == [False, False, False, True, True, True, False]

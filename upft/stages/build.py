@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from upft import ledger, models, prefix
+from upft.choices import CutUnit
 from upft.errors import DataError
 from upft.plan import BuildSpec
 from upft.prompts import Prompter
 from upft.stages import Host
+
+WORDLESS = "no word in the completion"
+"""Why a row is left out that is cut by words and gets no EOS."""
 
 
 def run(spec: BuildSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -60,8 +64,14 @@ def build(spec: BuildSpec, samples: Path, prompter: Prompter) -> tuple[list[pref
                 continue
             row = prefix.trace_row(question["id"], question["prompt_ids"], sample["ids"])
         else:
+            completion = sample["ids"]
+            if spec.unit is CutUnit.word:
+                completion = prompter.words(completion, spec.prefix_len, stop_ids)
+                if not completion and not spec.eos:  # an EOS alone would be a row still
+                    left_out[WORDLESS] = left_out.get(WORDLESS, 0) + 1
+                    continue
             prompt = prompter.ids(question["text"], spec.suffix)
-            row = prefix.prefix_row(question["id"], prompt, sample["ids"], spec.prefix_len, prompter.eos_id, stop_ids,
+            row = prefix.prefix_row(question["id"], prompt, completion, spec.prefix_len, prompter.eos_id, stop_ids,
                                     spec.eos)
         if len(row.input_ids) > spec.max_length:
             left_out[too_long] += 1
