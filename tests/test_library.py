@@ -61,6 +61,20 @@ def test_rows_agree_with_the_pipeline_rule():
             assert "Please provide the initial step" in base.tokenizer.decode(row.input_ids)
 
 
+def test_words_of_the_same_samples():
+    """By decoded content: the sampled tokens' own words, and no newline where tokens keep theirs."""
+    from upft.choices import CutUnit
+
+    base, texts = upft.load("tiny"), {}
+    questions = upft.arithmetic("train", 60)
+    for unit in CutUnit:
+        rows = upft.upft_rows(base, questions, prefix_len=24, ratio=0.0, unit=unit)
+        texts[unit] = [base.tokenizer.decode([x for x in row.labels if x != -100], skip_special_tokens=True) for row in rows]
+        assert all(row.labels[-1] == base.tokenizer.eos_token_id for row in rows)
+    assert texts[CutUnit.word] == [" ".join(text.split()) for text in texts[CutUnit.token]]
+    assert texts[CutUnit.word] != texts[CutUnit.token]
+
+
 def test_short_sampling_is_the_prefix_of_a_long_one():
     base = upft.load("tiny")
     questions = upft.arithmetic("test", 20)

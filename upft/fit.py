@@ -141,7 +141,7 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
         pl.seed_everything((seed + world.rank) % 2**32, verbose=False)  # for dropout; the order of rows has its own
         parts = models.take_apart(model)
         layout, tiled = _lay_out(model, parts, compute.layout, device, mixed, sharded,
-                                 console if world.first else Console(quiet=True))
+                                 world.rank % compute.devices, console if world.first else Console(quiet=True))
         if layout is Layout.packed:
             from upft import attention
 
@@ -173,6 +173,10 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
                     rows, lengths, supervised, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed,
                     reduction=settings.reduction, micro_batch_tokens=limit, layout=layout, share=compute.share_prompts,
                     tiled=tiled, world=world, start=done))
+        elif resume is not None:  # stopped behind its last step, while the model was being saved
+            from upft import checkpoint
+
+            resume.load(checkpoint.flatten_model(model))
     t = log.totals
     return Fitted(len(rows), steps, float(t.first["loss"]), float(t.last["loss"]), t.supervised_tokens, t.tokens,
                   t.padding_tokens, t.shared_tokens, _flops(model, t.tokens - t.shared_tokens, t.pairs, t.supervised_tokens),
@@ -202,7 +206,7 @@ def _measure(rows: Sequence[Row] | RowTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lay_out(model: PreTrainedModel, parts: Parts, wanted: Layout, device: str, mixed: bool, sharded: bool,
-             console: Console) -> tuple[Layout, bool]:
+             local_rank: int, console: Console) -> tuple[Layout, bool]:
     """(packed or padded, whether attention goes by tiles). Raises ConfigError when packed is asked for and cannot be."""
     import torch
 
@@ -210,7 +214,7 @@ def _lay_out(model: PreTrainedModel, parts: Parts, wanted: Layout, device: str, 
 
     if wanted is Layout.padded:
         return Layout.padded, True
-    place = torch.device("cuda", torch.cuda.current_device()) if device == "gpu" else torch.device("cpu")
+    place = torch.device("cuda", local_rank) if device == "gpu" else torch.device("cpu")
     tiled = not attention.kernel_serves(place, torch.bfloat16 if mixed else model.dtype, model)
     # A model that is to be cut may not fit on one GPU whole: what its architecture can do shows on the CPU as well.
     proof = torch.device("cpu") if sharded else place
@@ -236,8 +240,8 @@ def _flops(model: PreTrainedModel, tokens: int, pairs: int, supervised: int) -> 
     body = models.multiplied_parameters(model) - head
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = trained == sum(p.numel() for p in model.parameters())
-    return training_flops(body, head, int(shape.num_hidden_layers), int(shape.hidden_size), tokens, pairs, supervised,
-                          None if whole else trained)
+    return training_flops(body if whole else body - trained, head, int(shape.num_hidden_layers), int(shape.hidden_size),
+                          tokens, pairs, supervised, None if whole else trained)
 
 
 def pick_device(accelerator: Accelerator) -> str:

@@ -53,11 +53,10 @@ class Log:
         self.totals = Totals() if found is None else Totals(**found.state["totals"])
         self._world, self._bar, self._report = world, bar, report
         self._folder, self._every_s, self._found = folder, every_s, found
-        self._before = self._saved = time.perf_counter()
-        self._began = self._before - self.totals.seconds
+        self._before = self._saved = self._began = 0.0
 
     def begin(self, module: PrefixModule) -> None:
-        """Fill in what the checkpoint holds, or keep the first seconds out of the first step's rate."""
+        """Fill in what the checkpoint holds and start the clocks: what comes before the first step is none's time."""
         if self._found is not None:
             from upft import checkpoint
 
@@ -67,6 +66,7 @@ class Log:
             self._bar.advance(self._found.step)
             self._found = None
         self._before = self._saved = time.perf_counter()
+        self._began = self._before - self.totals.seconds
 
     def report(self, values: dict[str, float | int]) -> None:
         """Complete a step's numbers with its speed, add them up and pass them on."""

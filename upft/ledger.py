@@ -81,7 +81,8 @@ def training_flops(body: int, head: int, layers: int, hidden: int, tokens: int, 
     """Operations of training on `tokens` tokens, of which `supervised` reach the head.
 
     body, head: parameters that multiply. pairs: of tokens that see each other. trained: parameters that are
-    trained where not all are; the others need no gradient of their own, so theirs is 4 instead of 6 a token.
+    trained where not all are (adapters; body and head are then the others, which need no gradient of their
+    own, so theirs is 4 instead of 6 a token).
     Formula and sources as in `model_flops`; padding and recomputed activations are not counted.
     """
     attention = 3.0 * 4.0 * layers * hidden * pairs

@@ -31,7 +31,8 @@ class ComputeConfig:
     layout: Layout = Layout.auto
     """How the rows of a micro-batch lie."""
     share_prompts: bool = True
-    """Compute the tokens that all rows of a micro-batch begin with (a system prompt) once; packed layout only."""
+    """Compute tokens that rows of a micro-batch have in common at their beginning (a system prompt) once; packed
+    layout only."""
     compile: bool = False
     """torch.compile in training: pays in long trainings on a GPU."""
     checkpoint_every_s: float | None = 600.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import logging
@@ -17,14 +18,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console as RichConsole
 
 from upft import packing
-from upft.choices import Accelerator, Precision, Reduction
+from upft.choices import Accelerator, Layout, Precision, Reduction
 from upft.config import TrainConfig
+from upft.console import Console
 from upft.errors import ConfigError, TrainError
 from upft.fit import Fitted, fit
 from upft.machine import ComputeConfig
-from upft.prefix import Row, read_rows, write_rows
+from upft.plan import LoraSpec
+from upft.prefix import UNSUPERVISED, Row, read_rows, write_rows
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -58,9 +62,10 @@ def plain_training(plain_loss: Callable, model: torch.nn.Module, rows: list[Row]
 
 @pytest.mark.parametrize("reduction", list(Reduction))
 @pytest.mark.parametrize("limit", [25, 10_000])
+@pytest.mark.parametrize("layout", [Layout.packed, Layout.padded])
 def test_weights_after_some_steps_are_those_of_a_plain_loop(
         tiny: Callable, make_rows: Callable, settings: Callable, plain_loss: Callable, tmp_path: Path,
-        reduction: Reduction, limit: int) -> None:
+        layout: Layout, reduction: Reduction, limit: int) -> None:
     """Warm-up, clipping, decay, a smaller last step and a second epoch included. AdamW's epsilon is large here,
     as its division makes rounding of a gradient near 0 visible otherwise."""
     rows = make_rows(14)
@@ -69,7 +74,8 @@ def test_weights_after_some_steps_are_those_of_a_plain_loop(
     before = weights(wanted)
     norms = plain_training(plain_loss, wanted, rows, s, seed=3)
     records: list[dict] = []
-    fitted = fit(got, rows, s, 3, ComputeConfig(micro_batch_tokens=limit), tmp_path, records.append)
+    fitted = fit(got, rows, s, 3, ComputeConfig(micro_batch_tokens=limit, layout=layout), tmp_path, records.append)
+    assert fitted.layout == layout.name
     assert fitted.steps == len(records) == 6
     assert [r["rows"] for r in records] == [6, 6, 2] * 2
     assert [r["lr"] for r in records] == pytest.approx([s.lr / 3, s.lr * 2 / 3, s.lr, s.lr, s.lr, s.lr])
@@ -96,13 +102,28 @@ def test_the_same_call_gives_the_same_weights_bit_for_bit(
     assert any(not torch.equal(results[0][0][name], p) for name, p in weights(other).items())
 
 
+SYSTEM = list(range(200, 212))
+
+
+def rows_with_a_system_prompt(count: int) -> list[Row]:
+    """SYSTEM, then a token of its own, so that no two rows have more than SYSTEM in common."""
+    rows = []
+    for i in range(count):
+        prompt, completion = [*SYSTEM, 100 + i, 7, 8], [20 + j for j in range(1 + 3 * (i % 5))]
+        rows.append(Row(f"q{i}", "prefix", prompt + completion, [UNSUPERVISED] * len(prompt) + completion))
+    return rows
+
+
+@pytest.mark.parametrize(("layout", "share", "limit"), [
+    (Layout.padded, True, 60), (Layout.packed, False, 60), (Layout.packed, True, 10_000)])
 def test_rows_on_disk_train_like_rows_in_memory_and_counts_are_those_by_hand(
-        tiny: Callable, make_rows: Callable, settings: Callable, tmp_path: Path) -> None:
-    rows, results = make_rows(10), []
+        tiny: Callable, settings: Callable, tmp_path: Path, layout: Layout, share: bool, limit: int) -> None:
+    rows, results = rows_with_a_system_prompt(10), []
     write_rows(tmp_path / "rows.arrow", rows)
     for source in (rows, read_rows(tmp_path / "rows.arrow")):
         model, records = tiny(), []
-        fitted = fit(model, source, settings(epochs=2), 0, ComputeConfig(micro_batch_tokens=60), tmp_path, records.append)
+        compute = ComputeConfig(micro_batch_tokens=limit, layout=layout, share_prompts=share)
+        fitted = fit(model, source, settings(epochs=2), 0, compute, tmp_path, records.append)
         results.append((weights(model), fitted))
     assert all(torch.equal(results[0][0][name], results[1][0][name]) for name in results[0][0])
     assert results[0][1] == results[1][1]
@@ -111,11 +132,32 @@ def test_rows_on_disk_train_like_rows_in_memory_and_counts_are_those_by_hand(
     assert fitted.supervised_tokens == 2 * supervised == sum(r["supervised_tokens"] for r in records)
     lengths = np.array([len(row.input_ids) for row in rows])
     padded = sum(m.tokens for s in packing.plan_steps(lengths, 6, 60, 2, 0) for m in s.micro_batches)
-    assert fitted.padding_tokens == padded - 2 * tokens == sum(r["padding_tokens"] for r in records)
+    assert padded > 2 * tokens, "some padding was to be counted"
+    padding = padded - 2 * tokens if layout is Layout.padded else 0
+    assert fitted.padding_tokens == padding == sum(r["padding_tokens"] for r in records)
+    # an epoch's two steps are one micro-batch each: of 6 rows 5 find the system prompt computed, of 4 rows 3
+    found = 5 + 3 if layout is Layout.packed and share else 0
+    assert fitted.shared_tokens == 2 * found * 12 == sum(r["shared_tokens"] for r in records)
     # 2 layers of q, k, v, o, three matrices of the MLP and two norms, and the last norm; the head apart
     body = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
-    attention = 4 * 2 * 64 * sum(n * (n + 1) / 2 for n in lengths)
-    by_hand = 3 * 2 * (2 * body * tokens + attention + 2 * 64 * 320 * supervised)
+    pairs = sum(n * (n + 1) / 2 for n in lengths) - found * 12 * 13 / 2
+    by_hand = 3 * 2 * (2 * body * (tokens - found * 12) + 4 * 2 * 64 * pairs + 2 * 64 * 320 * supervised)
+    assert fitted.flops == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_operations_with_adapters_are_those_by_hand(tiny: Callable, settings: Callable, tmp_path: Path) -> None:
+    """A frozen weight passes a gradient on and gets none of its own: 4 operations a token instead of 6."""
+    from upft import adapters
+
+    rows, model = rows_with_a_system_prompt(10), tiny()
+    adapters.attach(model, LoraSpec(4, 8.0, 0.0, ("q_proj", "v_proj"), False), seed=0)
+    fitted = fit(model, rows, settings(), 0, ComputeConfig(share_prompts=False), tmp_path)
+    tokens, supervised = sum(len(row.input_ids) for row in rows), sum(row.supervised for row in rows)
+    body = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
+    added = 2 * 4 * ((64 + 64) + (64 + 32))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == added
+    attention = 3 * 4 * 2 * 64 * sum(n * (n + 1) / 2 for n in (len(row.input_ids) for row in rows))
+    by_hand = (4 * body + 6 * added) * tokens + 4 * 64 * 320 * supervised + attention
     assert fitted.flops == pytest.approx(by_hand, rel=1e-12)
 
 
@@ -151,6 +193,68 @@ def test_bf16_keeps_fp32_master_weights(tiny: Callable, make_rows: Callable, set
     fit(exact, make_rows(12), settings(lr=1e-6, epochs=3), 0, ComputeConfig(), tmp_path, lambda r: wanted.append(r["loss"]))
     assert losses == pytest.approx(wanted, rel=0.02)
     assert losses != wanted
+
+
+@pytest.mark.parametrize("precision", [Precision.bf16_stochastic, Precision.bf16])
+def test_weights_in_bf16_stay_so_and_learn(
+        tiny: Callable, make_rows: Callable, settings: Callable, tmp_path: Path, precision: Precision) -> None:
+    model, losses = tiny(initializer_range=0.02).bfloat16(), []
+    fit(model, make_rows(60), settings(epochs=8, batch_size=12, precision=precision), 0, ComputeConfig(), tmp_path,
+        lambda r: losses.append(r["loss"]))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert losses[0] == pytest.approx(math.log(320), rel=0.05), "a fresh model guesses"
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def gemma(seed: int = 0) -> torch.nn.Module:
+    """An architecture whose attention scores are capped, which packed rows know nothing of."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(seed)
+    return Gemma2ForCausalLM(Gemma2Config(
+        vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_key_value_heads=1,
+        head_dim=16, query_pre_attn_scalar=16, attn_logit_softcapping=5.0, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2)).eval()
+
+
+def test_a_model_that_cannot_be_packed_is_padded_and_says_so(make_rows: Callable, settings: Callable, tmp_path: Path) -> None:
+    rows, results = make_rows(12), {}
+    for layout in (Layout.auto, Layout.padded):
+        model, said = gemma(), io.StringIO()
+        fitted = fit(model, rows, settings(), 0, ComputeConfig(layout=layout), tmp_path,
+                     console=Console(rich=RichConsole(file=said, width=200)))
+        assert fitted.layout == "padded"
+        assert not model.training
+        results[layout] = (weights(model), said.getvalue())
+    before, (auto, said), (padded, silence) = weights(gemma()), results[Layout.auto], results[Layout.padded]
+    assert "rows are padded: Gemma2ForCausalLM cannot take them end to end (attention with softcap)" in said
+    assert "padded" not in silence
+    assert all(torch.equal(auto[name], padded[name]) for name in auto)
+    assert any(not torch.equal(auto[name], before[name]) for name in auto)
+    with pytest.raises(ConfigError, match=r"compute\.layout=packed: Gemma2ForCausalLM .*softcap") as caught:
+        fit(gemma(), rows, settings(), 0, ComputeConfig(layout=Layout.packed), tmp_path)
+    assert "compute.layout=padded" in caught.value.remedy
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_to_the_same_weights(
+        tiny: Callable, make_rows: Callable, settings: Callable, tmp_path: Path) -> None:
+    """AdamW's epsilon is large here, as its division makes rounding of a gradient near 0 visible otherwise."""
+    from torch._dynamo.utils import counters
+
+    results, graphs = [], []
+    before = weights(tiny())
+    for compiled in (False, True):
+        model = tiny()
+        counters.clear()
+        fit(model, make_rows(12), settings(epochs=2, eps=1e-3, lr=1e-3), 0,
+            ComputeConfig(compile=compiled, micro_batch_tokens=60), tmp_path)
+        results.append(weights(model))
+        graphs.append(counters["stats"]["unique_graphs"])
+        assert all(layer._compiled_call_impl is None for layer in model.model.layers), "the layers are left as they were"
+    assert graphs[0] == 0 < graphs[1]
+    for name, p in results[0].items():
+        assert (results[1][name] - p).norm() < 1e-4 * (p - before[name]).norm(), name
 
 
 def test_gradient_checkpointing_changes_nothing_and_is_taken_back(
@@ -202,8 +306,9 @@ def test_numbers_that_overflow_stop_the_run(tiny: Callable, make_rows: Callable,
     assert (tmp_path / "nonfinite.json").is_file()
 
 
+@pytest.mark.parametrize("layout", [Layout.packed, Layout.padded])
 def test_out_of_memory_names_the_micro_batch_and_the_remedy(
-        tiny: Callable, make_rows: Callable, settings: Callable, tmp_path: Path) -> None:
+        tiny: Callable, make_rows: Callable, settings: Callable, tmp_path: Path, layout: Layout) -> None:
     """The allocator itself refuses: a layer asks for more than any machine has."""
     model, rows = tiny(), make_rows(6)
 
@@ -212,9 +317,10 @@ def test_out_of_memory_names_the_micro_batch_and_the_remedy(
             torch.empty(2**60, dtype=torch.uint8)
 
     model.model.layers[1].register_forward_hook(greedy)
-    width = max(len(row.input_ids) for row in rows)
-    with pytest.raises(TrainError, match=rf"micro-batch of \d+ rows x {width} tokens") as caught:
-        fit(model, rows, settings(), 0, ComputeConfig(micro_batch_tokens=10_000), tmp_path)
+    tokens, width = sum(len(row.input_ids) for row in rows), max(len(row.input_ids) for row in rows)
+    shape = rf"\d+ rows x {width}" if layout is Layout.padded else f"{tokens}"
+    with pytest.raises(TrainError, match=f"micro-batch of {shape} tokens") as caught:
+        fit(model, rows, settings(), 0, ComputeConfig(micro_batch_tokens=10_000, layout=layout), tmp_path)
     assert "compute.micro_batch_tokens" in caught.value.remedy
     assert "compute.gradient_checkpointing=true" in caught.value.remedy
 
@@ -236,8 +342,14 @@ def test_what_cannot_be_trained_is_said_before_anything_starts(
         tiny: Callable, make_rows: Callable, settings: Callable, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="no rows"):
         fit(tiny(), [], settings(), 0, ComputeConfig(), tmp_path)
-    with pytest.raises(TrainError, match="master weights are fp32"):
-        fit(tiny().bfloat16(), make_rows(2), settings(), 0, ComputeConfig(), tmp_path)
+    low, full = (Precision.bf16, Precision.bf16_stochastic), (Precision.fp32, Precision.bf16_mixed)
+    for fitting, wrong, others in (("float32", torch.bfloat16, full), ("bfloat16", torch.float32, low)):
+        for precision in others:
+            short = "fp32" if fitting == "float32" else "bf16"
+            said = f"the model's weights are {wrong}, but train.precision={precision.name} trains {short} ones"
+            with pytest.raises(TrainError, match=said) as caught:
+                fit(tiny().to(wrong), make_rows(2), settings(precision=precision), 0, ComputeConfig(), tmp_path)
+            assert f"dtype=torch.{fitting}" in caught.value.remedy
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="torch sees no GPU"):
             fit(tiny(), make_rows(2), settings(), 0, ComputeConfig(accelerator=Accelerator.gpu), tmp_path)

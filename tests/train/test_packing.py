@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from upft import packing
+from upft.choices import Layout
 from upft.errors import TrainError
 from upft.prefix import Row
 
@@ -100,6 +101,42 @@ def test_a_row_longer_than_the_limit_stands_alone() -> None:
     assert [m.rows for m in got] == [(3,), (1,), (0, 2)]
     assert packing.oversized(lengths, 100) == 2
     assert packing.oversized(lengths, 700) == 0
+
+
+@pytest.mark.parametrize("limit", [1, 60, 100, 2000, 100_000])
+def test_rows_end_to_end_keep_the_limit_in_parts_of_like_size(limit: int) -> None:
+    """However small the limit: a row longer than it stands alone, and no row is lost."""
+    lengths = lengths_of(64)
+    got = packing.bins(np.arange(64), lengths, limit)
+    assert sorted(r for m in got for r in m.rows) == list(range(64))
+    for micro in got:
+        assert micro.packed
+        assert micro.tokens == lengths[list(micro.rows)].sum()
+        assert micro.tokens <= limit or len(micro.rows) == 1
+    sizes = [m.tokens for m in got]
+    assert sizes == sorted(sizes, reverse=True)
+    if limit == 1:
+        assert len(got) == 64
+    if limit == 2000:
+        assert len(got) == -(-lengths.sum() // 2000)
+        assert max(sizes) - min(sizes) < 0.1 * max(sizes)
+    if limit == 100_000:
+        assert len(got) == 1
+    assert packing.bins(np.array([], dtype=np.int64), lengths, limit) == ()
+
+
+@pytest.mark.parametrize("layout", [Layout.padded, Layout.packed])
+def test_ranks_share_each_step_and_its_rows_are_those_of_one_rank(layout: Layout) -> None:
+    lengths = lengths_of(50)
+    whole = order_of(list(packing.plan_steps(lengths, 16, 500, 2, 3, layout)))
+    shares = [list(packing.plan_steps(lengths, 16, 500, 2, 3, layout, rank, 3)) for rank in range(3)]
+    for i, rows in enumerate(whole):
+        assert sorted(itertools.chain(*(order_of(share)[i] for share in shares))) == rows
+    loads = [int(lengths[order_of(share)[0]].sum()) for share in shares]
+    assert max(loads) - min(loads) <= lengths.max()
+    lonely = [step.micro_batches for rank in range(3)
+              for step in packing.plan_steps(lengths[:2], 16, 500, 1, 0, layout, rank, 3)]
+    assert sorted(map(len, lonely)) == [0, 1, 1], "a rank without rows has a step without micro-batches"
 
 
 def test_pad_names_the_position_before_each_supervised_token() -> None:

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from upft import models
-from upft.choices import Precision, Reduction, TrackerKind
+from upft.choices import CutUnit, MethodName, Precision, Reduction, TrackerKind
 from upft.console import Console
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import ModelSpec, TrainSpec, model_ref
+from upft.plan import BuildSpec, ModelSpec, PromptSpec, TrainSpec, model_ref
 from upft.prefix import write_rows
 from upft.sampler import EnginePool
 from upft.stages import Host, train
-from upft.store import Hasher
+from upft.store import Hasher, canonical
 
 
 @pytest.fixture
@@ -27,12 +27,16 @@ def stage(model_folder: Callable, make_rows: Callable, tmp_path: Path) -> Callab
     source, rows = model_folder(), tmp_path / "rows"
     rows.mkdir()
     write_rows(rows / "rows.arrow", make_rows(20))
+    (rows / "rows.json").write_text(json.dumps({"prefix_rows": 20, "trace_rows": 0, "mean_supervised": 9.5}))
+    build = BuildSpec(MethodName.upft, ModelSpec(model_ref(source, Hasher()), False), PromptSpec(None, "{question}"), 30,
+                      CutUnit.token, 0.0, "", True, False, 256)
+    (rows / "spec.json").write_text(json.dumps({"stage": "build", "spec": canonical(build)}))
 
     def run(name: str, tracker: TrackerConfig | None = None, **changes: object) -> Path:
         spec = TrainSpec(**{
             "model": ModelSpec(model_ref(source, Hasher()), False), "epochs": 3, "lr": 1e-3, "beta1": 0.9, "beta2": 0.95,
             "eps": 1e-8, "weight_decay": 0.0, "warmup_ratio": 0.1, "batch_size": 8, "grad_clip": 1.0,
-            "reduction": Reduction.sequence, "precision": Precision.bf16_mixed, "seed": 0, **changes})
+            "reduction": Reduction.sequence, "precision": Precision.bf16_mixed, "lora": None, "seed": 0, **changes})
         out = tmp_path / f"{name}.partial"
         out.mkdir()
         compute = ComputeConfig(micro_batch_tokens=200)
@@ -49,7 +53,7 @@ def test_artifact(stage: Callable, make_rows: Callable, tmp_path: Path, capfd: p
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(1, 10))  # 20 rows, 8 a step, 3 epochs
     assert set(metrics[0]) == {"step", "loss", "lr", "grad_norm", "rows", "supervised_tokens", "tokens", "padding_tokens",
-                               "tokens_per_s", "seconds"}
+                               "shared_tokens", "tokens_per_s", "seconds"}
     assert sum(m["loss"] for m in metrics[6:]) < sum(m["loss"] for m in metrics[:3])
     told = json.loads((out / "train.json").read_text())
     assert (told["rows"], told["steps"], told["epochs"], told["lr"]) == (20, 9, 3, 1e-3)
@@ -58,17 +62,23 @@ def test_artifact(stage: Callable, make_rows: Callable, tmp_path: Path, capfd: p
     book = Ledger.read(out)
     assert book.supervised_tokens == 3 * sum(r.supervised for r in rows)
     assert book.forward_tokens == 3 * sum(len(r.input_ids) for r in rows)
-    assert book.padding_tokens == sum(m["padding_tokens"] for m in metrics)
+    assert (book.padding_tokens, book.shared_tokens) == (0, sum(m["shared_tokens"] for m in metrics))
+    assert (told["layout"], told["ranks"]) == ("packed", 1)
+    assert told["seconds"] == metrics[-1]["seconds"] <= book.seconds
     assert book.seconds > 0
     assert book.flops > 6 * 1000 * book.forward_tokens
     assert book.peak_memory_bytes > 50e6
     # the trained model is a model, moved, in the published number format
     base = models.load_model(tmp_path / "published", torch.float32)
     trained = models.load_model(out / "model", torch.float32)
-    assert told["parameters"] == sum(p.numel() for p in base.parameters())
+    assert told["parameters"] == told["trained_parameters"] == sum(p.numel() for p in base.parameters())
     assert not any(torch.equal(a, b) for a, b in zip(base.parameters(), trained.parameters(), strict=True) if a.ndim == 2)
     assert json.loads((out / "model" / "config.json").read_text())["dtype"] == "bfloat16"
     assert models.load_tokenizer(out / "model").chat_template
+    card = (out / "model" / "README.md").read_text()
+    assert "the base model's card" not in card
+    assert "20 prefixes of at most 30 tokens" in card
+    assert f"9 steps; loss {told['first_loss']:.4f} at the first, {told['last_loss']:.4f} at the last" in card
     printed = capfd.readouterr()
     assert printed.err == ""
     assert "lightning" not in printed.out.lower()

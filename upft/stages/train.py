@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,8 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     fit.pick_device(host.compute.accelerator)
     world = ranks.here(host.compute)
     with ledger.Meter() as meter:
+        if world is None or world.first:
+            _tidy(out)
         found = checkpoint.latest(out / RESUME, 0 if world is None else world.rank, host.console.warn)
         if found is not None:
             host.console.say(f"  training goes on after step {found.step}")
@@ -74,6 +77,17 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     for folder in (MODEL, ADAPTER):
         if (out / folder).is_dir():
             card.write(out / folder, facts)
+
+
+def _tidy(out: Path) -> None:
+    """Remove what an attempt that ended early has left (half a model, the report of a breakdown), but not what counts."""
+    for path in out.iterdir():
+        if path.name in (RESUME, tracking.FILE):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def work(world: World, job: Job, console: Console | None = None) -> None:
