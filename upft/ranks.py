@@ -7,10 +7,12 @@ process with one device. Knows no rows and no loss.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from upft.choices import Precision, Strategy
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from pytorch_lightning.strategies import Strategy as LightningStrategy
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
+
+GRACE_S = 3
+"""How long the other ranks may take to end by themselves when one has failed, and again before they are killed."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,11 @@ def launch(target: Callable[..., None], arguments: tuple[Any, ...], ranks: int) 
     """Run `target(world, *arguments)` in `ranks` new processes on this machine and wait for all.
 
     When one fails the others are stopped and its UpftError is raised here; one that dies without a word
-    becomes a TrainError. target and arguments must be importable and picklable (they travel to the processes).
+    becomes a TrainError; any other error is a defect and keeps its traceback. target and arguments must be
+    importable and picklable (they travel to the processes).
     """
     import torch.multiprocessing as processes
-    from torch.multiprocessing.spawn import ProcessException
+    from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -74,19 +80,32 @@ def launch(target: Callable[..., None], arguments: tuple[Any, ...], ranks: int) 
     said = processes.get_context("spawn").SimpleQueue()
     context = processes.start_processes(_rank, (target, arguments, ranks, port, said), ranks, join=False, start_method="spawn")
     assert context is not None
+    killed: list[int] = []
     try:
-        while not context.join(timeout=1):
-            pass
+        while True:
+            wait([process.sentinel for process in context.processes if process.is_alive()], timeout=1)
+            # Looked at before `join`, which kills the others; and a peer of a dead one fails too, a moment later.
+            killed = [i for i, process in enumerate(context.processes) if (process.exitcode or 0) < 0]
+            if context.join(timeout=0, grace_period=GRACE_S):
+                break
     except ProcessException as error:
-        if said.empty():
-            raise TrainError(f"rank {error.error_index} of {ranks} died: {str(error).strip().splitlines()[-1]}",
-                             "if it was killed, the machine had too little memory: lower compute.devices or "
-                             "compute.micro_batch_tokens; the same command goes on from the last checkpoint") from error
-        raise said.get() from error
+        if not said.empty():
+            raise said.get() from error
+        if not killed and not isinstance(error, ProcessExitedException):
+            raise
+        dead = killed[0] if killed else error.error_index
+        raise TrainError(f"rank {dead} of {ranks} died ({_ending(context.processes[dead].exitcode)})",
+                         "if it was killed, the machine had too little memory: lower compute.devices or "
+                         "compute.micro_batch_tokens; the same command goes on from the last checkpoint") from error
     finally:
         for process in context.processes:  # also on Ctrl+C
             if process.is_alive():
                 process.kill()
+
+
+def _ending(code: int) -> str:
+    """An exit status in words."""
+    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
 def _rank(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], ranks: int, port: int, said: Any) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -33,22 +33,24 @@ REACH_S = 5
 Value = float | int | str
 
 
-def cut(folder: Path, step: int) -> None:
-    """Take back the lines of metrics.jsonl after `step`, and a torn last one: a run goes on from there."""
+def cut(folder: Path, step: int) -> list[dict[str, Value]]:
+    """Take back the lines of metrics.jsonl after `step`, and a torn last one: a run goes on from there. What is left."""
     path = folder / FILE
     if not path.is_file():
-        return
+        return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] > step:
-                break
+            point = json.loads(line)
         except ValueError:  # torn by a kill
             break
-        kept.append(line + "\n")
+        if point["step"] > step:
+            break
+        kept.append(point)
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
+    partial.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
     os.replace(partial, path)
+    return kept
 
 
 class Tracker:
@@ -65,6 +67,25 @@ class Tracker:
         self._stream.write(json.dumps(dict(values)) + "\n")
         if self._run is not None:
             self._mirror(lambda run: run.log(dict(values)))
+
+    def catch_up(self, points: Iterable[Mapping[str, Value]]) -> None:
+        """Tell the mirror what metrics.jsonl holds from before: a kill takes what the mirror had not written yet.
+
+        Points that the run has on its server are not sent twice. An offline run becomes whole by this, so that of
+        several folders with one id `wandb sync` needs the last one only.
+        """
+        if self._run is None:
+            return
+        known = 0
+
+        def ask(run: Run) -> None:
+            nonlocal known
+            known = run.summary.get("step") or 0
+
+        self._mirror(ask)
+        for point in points:
+            if self._run is not None and float(point["step"]) > known:
+                self._mirror(lambda run, point=point: run.log(dict(point)))
 
     def close(self, failed: bool = False) -> None:
         """Finish: what the mirror cannot deliver soon stays on disk for `wandb sync`."""

@@ -138,7 +138,7 @@ def plain_training(plain_loss: Callable, model: torch.nn.Module, s: TrainConfig)
                 group["lr"] = s.lr * (min(1, (done + 1) / rising) if rising else 1)
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             done += 1
     return losses
 
@@ -237,7 +237,7 @@ def test_two_ranks_train_what_one_does(published: Path, science: Callable, plain
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_the_stage_starts_its_ranks_and_leaves_one_artifact(published: Path, tmp_path: Path, lora: bool) -> None:
-    """All weights with FSDP, adapters with DDP; from a checkpoint of one device too."""
+    """All weights with FSDP, adapters with DDP."""
     rows = rows_artifact(tmp_path / "rows", published, ROWS)
     spec = TrainSpec(ModelSpec(model_ref(published, Hasher()), False), 2, 1e-3, 0.9, 0.95, 1e-3, 0.1, 0.5, 6, 0.5,
                      Reduction.sequence, Precision.fp32, replace(LORA, merge=True) if lora else None, 0)
@@ -251,7 +251,6 @@ def test_the_stage_starts_its_ranks_and_leaves_one_artifact(published: Path, tmp
 
     alone = run("alone", ComputeConfig(micro_batch_tokens=LIMIT, checkpoint_every_s=0))
     strategy = Strategy.auto if lora else Strategy.fsdp
-    # the checkpoint of the last step but one, with the metrics that were there: what a kill would have left
     several = run("several", ComputeConfig(devices=2, strategy=strategy, micro_batch_tokens=LIMIT, checkpoint_every_s=0))
     assert {p.relative_to(several) for p in several.rglob("*") if RESUME not in p.parts} == {
         p.relative_to(alone) for p in alone.rglob("*") if RESUME not in p.parts}
@@ -288,7 +287,8 @@ def test_the_stage_starts_its_ranks_and_leaves_one_artifact(published: Path, tmp
 def spoilt(world: World, model_folder: Path, out: Path) -> None:
     """One row has a token whose embedding is no number; only one rank holds it."""
     model, rows = fresh(model_folder, False), list(ROWS)
-    rows = [Row(r.question_id, r.kind, [t % 319 for t in r.input_ids], [x if x < 0 else x % 319 for x in r.labels]) for r in rows]
+    rows = [Row(r.question_id, r.kind, [t % 319 for t in r.input_ids],
+                [x if x < 0 else x % 319 for x in r.labels]) for r in rows]
     rows[7] = Row("poisoned", "prefix", [1, 2, 319, 4, 5], [-100, -100, -100, 4, 5])
     with torch.no_grad():
         model.model.embed_tokens.weight[319] = math.nan
@@ -301,7 +301,7 @@ def spoilt(world: World, model_folder: Path, out: Path) -> None:
         fit(model, rows, settings, 0, compute, out, lambda record: seen.append(int(record["step"])), world=world)
     finally:
         (out / f"rank-{world.rank}.json").write_text(json.dumps(
-            {"steps": seen, "rows": None, "error": repr(sys.exc_info()[1])}))
+            {"steps": seen, "error": repr(sys.exc_info()[1])}))
 
 
 def killed(world: World, model_folder: Path, out: Path) -> None:
@@ -341,7 +341,7 @@ def ranks_left(parent: psutil.Process) -> list[str]:
 
 @pytest.mark.slow
 def test_a_number_that_is_not_finite_on_one_rank_stops_all(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="the loss of step .* is not a finite number; questions poisoned") as caught:
+    with pytest.raises(TrainError, match=r"the loss of step .* is not a finite number; questions poisoned") as caught:
         ranks.launch(spoilt, (published, tmp_path), 2)
     assert "train.lr" in caught.value.remedy
     written = json.loads((tmp_path / "nonfinite.json").read_text())
@@ -358,7 +358,7 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_all(published: Path, tmp_
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_training(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match=r"rank 1 of 2 died: .*SIGKILL") as caught:
+    with pytest.raises(TrainError, match=r"rank 1 of 2 died \(SIGKILL\)") as caught:
         ranks.launch(killed, (published, tmp_path), 2)
     assert "goes on from the last checkpoint" in caught.value.remedy
     assert ranks_left(psutil.Process()) == []

@@ -118,9 +118,10 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
 
     if world.first:
         key = out.name.removesuffix(".partial")
-        tracking.cut(out, job.done)
+        before = tracking.cut(out, job.done)
         with tracking.open_tracker(job.tracker, out, key, f"train {key}", "train", canonical(spec), console,
                                    Path(os.environ.get("WANDB_DIR", "."))) as tracker:
+            tracker.catch_up(before)
             fitted = train(tracker)
     else:
         fitted = train(None)
