@@ -34,6 +34,10 @@ KNOWN = {"position_ids", "use_cache", "output_attentions", "is_causal", "sliding
 """Keyword arguments of an attention function that change nothing or are honoured; another one must be None."""
 
 
+class Unserved(Exception):
+    """An architecture's attention has a part that packed rows cannot be given; `fits` turns it into its reason."""
+
+
 @dataclass(frozen=True)
 class TileTensors:
     """`packed.Tile` on a device. visible: [q, keys] bool, or None where plain causality says it."""
@@ -101,7 +105,7 @@ def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, valu
     """An attention function of Transformers. query: [1, heads, tokens, d]; key, value: [1, kv heads, tokens, d].
 
     Returns [1, tokens, heads, d]. Without packed_rows: PyTorch's fused causal attention, as the model has it.
-    Raises NotImplementedError for what an architecture asks beyond that (soft caps, sinks, biases).
+    Raises Unserved for what an architecture asks beyond that (soft caps, sinks, biases).
     """
     if packed_rows is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -111,7 +115,7 @@ def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, valu
         return out
     unknown = sorted(name for name, argument in others.items() if name not in KNOWN and argument is not None)
     if unknown:
-        raise NotImplementedError(f"attention with {', '.join(unknown)}")
+        raise Unserved(f"attention with {', '.join(unknown)}")
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -248,7 +252,7 @@ def fits(model: PreTrainedModel, body: torch.nn.Module, tiled: bool) -> str | No
                 truth = alone[:-1]
                 if not bool(((mine - truth).abs().max() <= CLOSE[dtype] * truth.abs().max()).item()):
                     return "rows that lie end to end do not get what each gets alone"
-    except (NotImplementedError, TypeError) as error:  # a forward pass that takes no further arguments raises TypeError
+    except (Unserved, TypeError) as error:  # a forward pass that takes no further arguments raises TypeError
         return str(error)
     finally:
         model.train(was_training)

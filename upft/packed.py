@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from upft import packing
-from upft.errors import TrainError
-from upft.prefix import UNSUPERVISED, Row
+from upft.prefix import Row
 
 WORTH_SHARING = 8
 """Shared tokens below which a segment of its own costs more (an attention call) than it saves."""
@@ -91,7 +90,7 @@ class Packed:
 def pack(rows: Sequence[Row], share: bool = True) -> Packed:
     """Lay rows end to end; with `share`, what they have in common at their beginning only once.
 
-    Raises TrainError for a row in which no supervised token has a token before it.
+    Raises what `packing.predictions` raises.
     """
     ids = [np.asarray(row.input_ids, dtype=np.int64) for row in rows]
     tree = _Tree(ids)
@@ -100,20 +99,13 @@ def pack(rows: Sequence[Row], share: bool = True) -> Packed:
     else:
         for i in range(len(ids)):
             tree.add([i], 0, len(ids[i]), ())
-    predictor, target, which = [], [], []
-    for i, row in enumerate(rows):
-        labels = np.asarray(row.labels, dtype=np.int64)
-        place = np.flatnonzero(labels[1:] != UNSUPERVISED)
-        if len(place) == 0:
-            raise TrainError(f"row of question {row.question_id} has no supervised token that a token precedes",
-                             "leave the row out, or put the prompt before its completion")
-        predictor.append(tree.path_of[i][place])
-        target.append(labels[place + 1])
-        which.append(np.full(len(place), i))
+    found = [packing.predictions(row) for row in rows]
+    supervised = np.array([len(places) for places, _ in found])
     return Packed(
         np.concatenate(tree.ids), np.concatenate(tree.positions), np.cumsum([0, *map(len, tree.ids)]),
-        np.concatenate(tree.keys), np.cumsum([0, *map(len, tree.keys)]), np.concatenate(predictor),
-        np.concatenate(target), np.concatenate(which), np.array([len(p) for p in predictor]),
+        np.concatenate(tree.keys), np.cumsum([0, *map(len, tree.keys)]),
+        np.concatenate([tree.path_of[i][places] for i, (places, _) in enumerate(found)]),
+        np.concatenate([targets for _, targets in found]), np.repeat(np.arange(len(rows)), supervised), supervised,
         np.array([len(i) for i in ids]))
 
 

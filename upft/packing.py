@@ -176,20 +176,27 @@ class Padded:
 
 
 def pad(rows: Sequence[Row]) -> Padded:
-    """Put rows side by side. Raises TrainError for a row in which no supervised token has a token before it.
-
-    The first token of a row has nothing before it, so it cannot be predicted, whatever its label.
-    """
+    """Put rows side by side. Raises what `predictions` raises."""
     lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
     width = int(lengths.max())
     ids = np.zeros((len(rows), width), dtype=np.int64)
-    labels = np.full((len(rows), width), UNSUPERVISED, dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, :lengths[i]] = row.input_ids
-        labels[i, :lengths[i]] = row.labels
-    which, place = np.nonzero(labels[:, 1:] != UNSUPERVISED)
-    supervised = np.bincount(which, minlength=len(rows))
-    for i in np.flatnonzero(supervised == 0):
-        raise TrainError(f"row of question {rows[i].question_id} has no supervised token that a token precedes",
+    found = [predictions(row) for row in rows]
+    supervised = np.array([len(places) for places, _ in found])
+    which = np.repeat(np.arange(len(rows)), supervised)
+    place = np.concatenate([places for places, _ in found])
+    return Padded(ids, which * width + place, np.concatenate([t for _, t in found]), which, supervised, lengths)
+
+
+def predictions(row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """(positions that predict a supervised token, the ids they predict) of a row.
+
+    Raises TrainError where there are none: the first token has nothing before it and cannot be predicted.
+    """
+    labels = np.asarray(row.labels, dtype=np.int64)
+    places = np.flatnonzero(labels[1:] != UNSUPERVISED)
+    if len(places) == 0:
+        raise TrainError(f"row of question {row.question_id} has no supervised token that a token precedes",
                          "leave the row out, or put the prompt before its completion")
-    return Padded(ids, which * width + place, labels[which, place + 1], which, supervised, lengths)
+    return places, labels[places + 1]
