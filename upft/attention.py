@@ -131,27 +131,112 @@ def _tiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: RowsTensors,
            window: int | None) -> torch.Tensor:
     """Padded tiles through PyTorch's fused attention: [tokens, heads, d].
 
-    On a CPU in fp32 always: its fused kernel's backward pass in bf16 takes four times as long (docs/log.md).
+    On a CPU `_CpuTiles`, which keeps nothing that can be laid out again.
     """
-    given = q.dtype
-    if q.device.type == "cpu" and given is torch.bfloat16:
-        q, k, v = q.float(), k.float(), v.float()
-    heads, width = q.shape[1], q.shape[2]
     assert rows.tiles is not None
     assert rows.places is not None
+    if q.device.type == "cpu" and dropout == 0.0:
+        out = _CpuTiles.apply(q, k, v, rows, scaling, window)
+        assert isinstance(out, torch.Tensor)
+        return out
+    heads, width = q.shape[1], q.shape[2]
     done = []
     for tile in rows.tiles:
-        (batch, length), keys = tile.queries.shape, tile.keys.shape[1]
-        tq, tk, tv = (t.index_select(0, index.reshape(-1)).view(batch, -1, t.shape[1], t.shape[2]).transpose(1, 2)
-                      for t, index in ((q, tile.queries), (k, tile.keys), (v, tile.keys)))
-        visible = tile.visible
-        if window is not None and keys > window:
-            visible = torch.ones(length, keys, dtype=torch.bool, device=q.device) if visible is None else visible
-            distance = torch.arange(keys - length, keys, device=q.device)[:, None] - torch.arange(keys, device=q.device)
-            visible = visible & (distance >= 0) & (distance < window)
+        tq, tk, tv = (_lay(t, index) for t, index in ((q, tile.queries), (k, tile.keys), (v, tile.keys)))
+        visible = _within(tile, window)
         done.append(_fused(tq, tk, tv, visible, dropout, scaling).transpose(1, 2).reshape(-1, heads, width))
     laid = done[0] if len(done) == 1 else torch.cat(done)
-    return laid.index_select(0, rows.places).to(given)
+    return laid.index_select(0, rows.places)
+
+
+def _lay(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """[tokens, heads, d] at index [batch, n]: [batch, heads, n, d]."""
+    return tokens.index_select(0, index.reshape(-1)).view(*index.shape, *tokens.shape[1:]).transpose(1, 2)
+
+
+def _within(tile: TileTensors, window: int | None) -> torch.Tensor | None:
+    """Which keys a query sees, [q, keys] bool; None where plain causality says it."""
+    length, keys, device = tile.queries.shape[1], tile.keys.shape[1], tile.queries.device
+    visible = tile.visible
+    if window is not None and keys > window:
+        visible = torch.ones(length, keys, dtype=torch.bool, device=device) if visible is None else visible
+        distance = torch.arange(keys - length, keys, device=device)[:, None] - torch.arange(keys, device=device)
+        visible = visible & (distance >= 0) & (distance < window)
+    return visible
+
+
+class _CpuTiles(torch.autograd.Function):
+    """Tiles through PyTorch's fused CPU kernel, in fp32: its backward pass in bf16 takes four times as long (docs/log.md).
+
+    Kept are queries, keys, values and results as they came (bf16 where the model is, key heads not repeated) and
+    one number a head and token; the wide padded copies are made again. q: [tokens, heads, d], k, v: [tokens,
+    kv heads, d]; out: as q. Padding never reaches a gradient: what its queries yield is not read, and no other
+    query sees its keys.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: RowsTensors, scaling: float | None,
+                window: int | None) -> torch.Tensor:
+        assert rows.tiles is not None
+        assert rows.places is not None
+        done, sums = [], []
+        for tile in rows.tiles:
+            given = _CpuTiles._laid(q, k, v, tile)
+            mask = _CpuTiles._mask(tile, window, given[0].dtype)
+            out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *given, 0.0, mask is None, attn_mask=mask, scale=scaling)
+            done.append(out.transpose(1, 2).reshape(-1, *q.shape[1:]))
+            sums.append(total)
+        laid = done[0] if len(done) == 1 else torch.cat(done)
+        result = laid.index_select(0, rows.places).to(q.dtype)
+        ctx.save_for_backward(q, k, v, result, *sums)
+        ctx.rows, ctx.scaling, ctx.window = rows, scaling, window
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, result, *sums = ctx.saved_tensors
+        rows, groups = ctx.rows, q.shape[1] // k.shape[1]
+        to = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v)]
+        laid = 0
+        for tile, total in zip(rows.tiles, sums, strict=True):
+            given = _CpuTiles._laid(q, k, v, tile)
+            mask = _CpuTiles._mask(tile, ctx.window, given[0].dtype)
+            batch, length = tile.queries.shape
+            here = (rows.places >= laid) & (rows.places < laid + batch * length)  # tokens whose query lies in this tile
+            spots = rows.places[here] - laid
+            out, g = (_CpuTiles._spread(t, here, spots, tile) for t in (result, grads[0]))
+            laid += batch * length
+            some = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                g, *given, out, total, 0.0, mask is None, attn_mask=mask, scale=ctx.scaling)
+            for sum_, gradient, index in zip(to, some, (tile.queries, tile.keys, tile.keys), strict=True):
+                tokens = gradient.transpose(1, 2)
+                if tokens.shape[2] != sum_.shape[1]:
+                    tokens = tokens.unflatten(2, (-1, groups)).sum(3)
+                sum_.index_add_(0, index.reshape(-1), tokens.reshape(-1, *sum_.shape[1:]))
+        return (*(sum_.to(t.dtype) for sum_, t in zip(to, (q, k, v), strict=True)), None, None, None)
+
+    @staticmethod
+    def _laid(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tile: TileTensors) -> list[torch.Tensor]:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        groups = q.shape[1] // k.shape[1]
+        tq, tk, tv = (_lay(t, index).to(wide) for t, index in ((q, tile.queries), (k, tile.keys), (v, tile.keys)))
+        return [tq, *((t.repeat_interleave(groups, 1) for t in (tk, tv)) if groups > 1 else (tk, tv))]
+
+    @staticmethod
+    def _spread(tokens: torch.Tensor, here: torch.Tensor, spots: torch.Tensor, tile: TileTensors) -> torch.Tensor:
+        """Tokens of this tile at their places in it, 0 elsewhere: [batch, heads, q, d]."""
+        batch, length = tile.queries.shape
+        wide = tokens.new_zeros((batch * length, *tokens.shape[1:]), dtype=torch.promote_types(tokens.dtype, torch.float32))
+        wide[spots] = tokens[here].to(wide.dtype)
+        return wide.view(batch, length, *tokens.shape[1:]).transpose(1, 2)
+
+    @staticmethod
+    def _mask(tile: TileTensors, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        visible = _within(tile, window)
+        if visible is None:
+            return None
+        return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf)[None, None]
 
 
 def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None, dropout: float,

@@ -114,7 +114,7 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
     from pytorch_lightning.plugins.environments import LightningEnvironment
     from pytorch_lightning.utilities.seed import isolate_rng
 
-    from upft import manners, matmul, models, optimizer, ranks
+    from upft import lean, manners, matmul, models, optimizer, ranks
     from upft.batches import Steps
     from upft.module import PrefixModule, RowsLoss
 
@@ -148,6 +148,8 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
             stack.enter_context(attention.installed(model))
         if device == "cpu" and settings.precision is not Precision.fp32 and not matmul.bf16_is_fast():
             stack.enter_context(matmul.widened(model))
+        if not (compute.compile or compute.gradient_checkpointing):  # both decide themselves what is computed again
+            stack.enter_context(lean.lean(model))
         if compute.compile:
             stack.enter_context(manners.compiled(ranks.layers(model)))
         bar = stack.enter_context((console if world.first else Console(quiet=True)).bar("train", steps, "steps"))
