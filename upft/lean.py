@@ -39,7 +39,9 @@ def _norm(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | N
     """A forward pass for an RMSNorm of Transformers, else None."""
     eps = getattr(module, "variance_epsilon", None)
     weight = getattr(module, "weight", None)
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(eps, float) or not isinstance(weight, torch.nn.Parameter):
+    if not type(module).__name__.endswith("RMSNorm"):
+        return None
+    if not isinstance(eps, float) or not isinstance(weight, torch.nn.Parameter):
         return None
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -78,8 +80,7 @@ def _gated(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | 
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")]
     if not all(isinstance(part, torch.nn.Module) for part in parts):
         return None
-    gate_proj, up_proj, down_proj, act = parts
-    assert gate_proj is not None and up_proj is not None and down_proj is not None and act is not None
+    gate_proj, up_proj, down_proj, act = (part for part in parts if part is not None)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         gate, up = gate_proj(x), up_proj(x)

@@ -19,6 +19,7 @@ from upft.plan import EvaluateSpec, Generated, HubRef
 from upft.prompts import Prompter
 from upft.sampler import resolve_sampling
 from upft.stages import Host
+from upft.store import RESUME
 
 
 def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -40,7 +41,8 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
                                 f"{engine.context}", "leave it out of the task's file, or use a model with a longer context")
             prompts.append(rollouts.Prompt(question.id, ids, min(spec.max_tokens, engine.context - len(ids))))
         sampling = resolve_sampling(spec.sampling, source, tokenizer)
-        drawn = rollouts.roll_out(engine, sampling, prompts, spec.n, spec.sampling.seed, host.console, "answering")
+        drawn = rollouts.roll_out(engine, sampling, prompts, spec.n, spec.sampling.seed, host.console, "answering",
+                                  keep=out / RESUME)
         texts = [tokenizer.decode(r.ids, skip_special_tokens=True) for r in drawn]
         gold = {question.id: question for question in questions.rows}
         verdicts = []

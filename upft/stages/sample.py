@@ -18,6 +18,7 @@ from upft.plan import SampleSpec
 from upft.prompts import Prompter
 from upft.sampler import resolve_sampling
 from upft.stages import Host
+from upft.store import RESUME
 
 
 def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -47,7 +48,9 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
             raise DataError(f"all {len(questions.rows)} questions are longer than the model's context of "
                             f"{engine.context} tokens", "use shorter questions or a model with a longer context")
         sampling = resolve_sampling(spec.sampling, source, tokenizer)
-        drawn = rollouts.roll_out(engine, sampling, prompts, spec.n, spec.sampling.seed, host.console, "sampling")
+        rescue = rollouts.Rescue()
+        drawn = rollouts.roll_out(engine, sampling, prompts, spec.n, spec.sampling.seed, host.console, "sampling",
+                                  keep=out / RESUME, rescue=rescue)
     cost = ledger.Ledger()
     meter.fill(cost, host.gpus)
     rollouts.price(cost, prompts, drawn, shapes.read_shape(source))
@@ -74,6 +77,8 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         "unfinished_traces": sum(r.finish_reason == "length" for r in traces),
         "engine": engine.name,
         "per_request_seed": engine.per_request_seed,
+        "reused_after_interruption": rescue.reused,
+        "dropped_log_lines": rescue.dropped,
         "stop_ids": sorted(sampling.stop_ids),
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
