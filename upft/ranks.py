@@ -72,13 +72,14 @@ def launch(target: Callable[..., None], arguments: tuple[Any, ...], ranks: int) 
     importable and picklable (they travel to the processes).
     """
     import torch.multiprocessing as processes
+    from torch.distributed import TCPStore
     from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # This process holds the meeting point: a port that was free a moment ago and is left to a rank may be taken by then.
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     said = processes.get_context("spawn").SimpleQueue()
-    context = processes.start_processes(_rank, (target, arguments, ranks, port, said), ranks, join=False, start_method="spawn")
+    context = processes.start_processes(_rank, (target, arguments, ranks, meeting.port, said), ranks, join=False,
+                                        start_method="spawn")
     assert context is not None
     killed: list[int] = []
     try:
@@ -111,7 +112,10 @@ def _ending(code: int) -> str:
 def _rank(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], ranks: int, port: int, said: Any) -> None:
     """One process: tell Lightning where it stands, run, hand an error over."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0",
-                      WORLD_SIZE=str(ranks), RANK=str(rank))
+                      WORLD_SIZE=str(ranks), RANK=str(rank), TORCHELASTIC_USE_AGENT_STORE="True")
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:  # else gloo takes the interface that this machine's name resolves to, where it does
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     try:
         target(World(rank, ranks), *arguments)
     except UpftError as error:

@@ -257,19 +257,21 @@ def test_compiled_layers_train_to_the_same_weights(
         assert (results[1][name] - p).norm() < 1e-4 * (p - before[name]).norm(), name
 
 
-def test_gradient_checkpointing_changes_nothing_and_is_taken_back(
+def test_gradient_checkpointing_changes_rounding_only_and_is_taken_back(
         tiny: Callable, make_rows: Callable, settings: Callable, tmp_path: Path) -> None:
-    results, calls = [], []
+    """With it the library's own modules run, without it those of `upft.lean`, whose backward pass sums in another order."""
+    results, calls, before = [], [], weights(tiny())
     for checkpointing in (False, True):
         model, count = tiny(), []
         model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
-        fit(model, make_rows(6), settings(), 0, ComputeConfig(gradient_checkpointing=checkpointing), tmp_path)
+        fit(model, make_rows(6), settings(eps=1e-3), 0, ComputeConfig(gradient_checkpointing=checkpointing), tmp_path)
         results.append(weights(model))
         calls.append(len(count))
         assert not model.is_gradient_checkpointing
         assert not model.training
     assert calls[1] == calls[0] + 1, "the layer is computed once more, in the backward pass"
-    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    for name, p in results[0].items():
+        assert (results[1][name] - p).norm() < 1e-5 * (p - before[name]).norm(), name
 
 
 def test_a_weight_that_is_nan_stops_the_run_and_names_the_questions(

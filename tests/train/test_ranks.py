@@ -152,6 +152,13 @@ def close(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], before:
         assert (got[name] - wanted[name]).norm() < 1e-4 * moved, name
 
 
+def astray(result: Result, exact: Result, before: dict[str, torch.Tensor]) -> float:
+    """How far all weights ended from those of an exact training, as a share of how far those moved."""
+    apart = math.fsum(float((result.weights[name] - exact.weights[name]).square().sum()) for name in before)
+    moved = math.fsum(float((exact.weights[name] - before[name]).square().sum()) for name in before)
+    return math.sqrt(apart / moved)
+
+
 @pytest.fixture
 def published(tiny: Callable, tmp_path: Path) -> Path:
     """The tiny model with fp32 weights in a folder, tokenizer included."""
@@ -212,10 +219,12 @@ def test_two_ranks_train_what_one_does(published: Path, science: Callable, plain
                 assert [r[key] for r in result.records] == [r[key] for r in truth.records], key
             for key in ("rows", "steps", "supervised_tokens", "forward_tokens", "padding_tokens", "layout"):
                 assert getattr(result.fitted, key) == getattr(truth.fitted, key), key
-    # bf16 arithmetic: the same course, but for its rounding
+    # bf16 arithmetic: not farther from fp32's course than rounding takes one process, with FSDP's narrower sums at most twice
+    before = trained(fresh(published, False))
+    rounding = astray(alone["mixed"], alone["full"], before)
+    assert 0 < rounding < 0.1
     for name in STRATEGIES:
-        assert [r["loss"] for r in results[f"mixed-{name}"].records] == pytest.approx(
-            [r["loss"] for r in alone["mixed"].records], rel=0.01)
+        assert 0 < astray(results[f"mixed-{name}"], alone["full"], before) < 2 * rounding, name
     # checkpoints: each way of training goes on from the other's
     before, wanted = trained(fresh(published, False)), alone["full"]
     for name in STRATEGIES:
