@@ -18,19 +18,17 @@ from typing import Any, Protocol
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.strategies import DDPStrategy
 from torch.distributed.tensor import DTensor
 
 from upft.attention import RowsTensors
 from upft.choices import Reduction
 from upft.errors import TrainError
+from upft.loss import weighted_cross_entropy
 from upft.models import Parts
 from upft.packed import Packed
 from upft.packing import Padded
 
-CHUNK_LOGITS = {"cpu": 2**23, "gpu": 2**27}
-"""Logits that may stand in fp32 at once: 32 MiB on a CPU; 512 MiB on a GPU, 880 positions of a vocabulary of 152,000."""
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 NONFINITE = "nonfinite.json"
 
@@ -129,8 +127,7 @@ def weighted_loss(parts: Parts, batch: MicroBatchTensors, chunk_logits: int | No
 
     Packed rows go through with their own attention. Padded ones are padded on the right and attention is
     causal, so no real token can see padding: no mask is needed (and without one the faster causal kernels
-    run). The head is applied to predicting positions only; where their logits are more than `chunk_logits`
-    (null = CHUNK_LOGITS of the device), chunk by chunk, each with its gradient at once.
+    run). The head is applied to predicting positions only (`loss.weighted_cross_entropy`).
     """
     if batch.rows is None:
         hidden = parts.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
@@ -139,49 +136,7 @@ def weighted_loss(parts: Parts, batch: MicroBatchTensors, chunk_logits: int | No
         hidden = parts.body(input_ids=batch.input_ids[None], position_ids=batch.positions[None], use_cache=False,
                             packed_rows=batch.rows).last_hidden_state
     chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predictor)
-
-    def part(h: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        logits = parts.head(h)
-        loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="none")
-        return (loss * weight.to(loss.dtype)).sum()
-
-    limit = CHUNK_LOGITS["cpu" if chosen.device.type == "cpu" else "gpu"] if chunk_logits is None else chunk_logits
-    size = max(1, limit // parts.vocabulary)
-    if len(batch.target) <= size or not torch.is_grad_enabled():
-        return part(chosen, batch.target, batch.weight)
-    weights = [p for p in parts.output.parameters() if p.requires_grad]
-    loss = _Chunked.apply(part, size, batch.target, batch.weight, chosen, *weights)
-    assert isinstance(loss, torch.Tensor)
-    return loss
-
-
-class _Chunked(torch.autograd.Function):
-    """A sum over positions whose gradients are computed with it, chunk by chunk: no logits outlive their chunk, and
-    none are computed twice. `weights` are what `part` uses beside its arguments."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Callable[..., torch.Tensor], size: int, target: torch.Tensor, weight: torch.Tensor,
-                chosen: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor | float = 0.0
-        to_chosen = torch.empty_like(chosen)
-        to_weights = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
-        for start in range(0, len(target), size):
-            some = slice(start, start + size)
-            with torch.enable_grad():
-                h = chosen[some].detach().requires_grad_()
-                loss = part(h, target[some], weight[some])
-            to_chosen[some], *more = torch.autograd.grad(loss, [h, *weights])
-            for sum_, g in zip(to_weights, more, strict=True):
-                sum_ += g
-            total = total + loss.detach()
-        ctx.gradients = [to_chosen, *(g.to(w.dtype) for g, w in zip(to_weights, weights, strict=True))]
-        assert isinstance(total, torch.Tensor)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        return (None, None, None, None, *(g.mul_(grads[0]) for g in gradients))
+    return weighted_cross_entropy(parts, chosen, batch.target, batch.weight, chunk_logits)
 
 
 class RowsLoss(torch.nn.Module):

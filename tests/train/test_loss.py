@@ -72,7 +72,7 @@ def test_gradient_of_a_step_is_the_plain_one_however_it_is_cut(
     assert {1, 9} < passes, "the limits above were to cut the step in several ways"
 
 
-@pytest.mark.parametrize("positions", [1, 7, 64])
+@pytest.mark.parametrize("positions", [1, 7, 64, 10_000])
 def test_chunks_of_logits_change_nothing(tiny: Callable, make_rows: Callable, positions: int) -> None:
     model, rows = tiny().double(), make_rows(9)
     batch = batch_of(rows, 10_000, Reduction.sequence)
