@@ -179,16 +179,17 @@ class _CpuTiles(torch.autograd.Function):
                 window: int | None) -> torch.Tensor:
         assert rows.tiles is not None
         assert rows.places is not None
-        done, sums = [], []
+        laid = q.new_empty((sum(tile.queries.numel() for tile in rows.tiles), *q.shape[1:]))
+        sums, end = [], 0
         for tile in rows.tiles:
             given = _CpuTiles._laid(q, k, v, tile)
             mask = _CpuTiles._mask(tile, window, given[0].dtype)
             out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *given, 0.0, mask is None, attn_mask=mask, scale=scaling)
-            done.append(out.transpose(1, 2).reshape(-1, *q.shape[1:]))
+            begin, end = end, end + tile.queries.numel()
+            laid[begin:end].view(*tile.queries.shape, *q.shape[1:]).copy_(out.transpose(1, 2))
             sums.append(total)
-        laid = done[0] if len(done) == 1 else torch.cat(done)
-        result = laid.index_select(0, rows.places).to(q.dtype)
+        result = laid.index_select(0, rows.places)
         ctx.save_for_backward(q, k, v, result, *sums)
         ctx.rows, ctx.scaling, ctx.window = rows, scaling, window
         return result
@@ -196,40 +197,37 @@ class _CpuTiles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, result, *sums = ctx.saved_tensors
-        rows, groups = ctx.rows, q.shape[1] // k.shape[1]
-        to = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v)]
-        laid = 0
+        rows: RowsTensors = ctx.rows
+        assert rows.tiles is not None
+        assert rows.places is not None
+        wide = torch.promote_types(q.dtype, torch.float32)
+        to_q = q.new_empty((sum(tile.queries.numel() for tile in rows.tiles), *q.shape[1:]))
+        to_k, to_v = (torch.zeros_like(t, dtype=wide) for t in (k, v))  # a shared key is seen from several rows
+        g, end = grads[0], 0
         for tile, total in zip(rows.tiles, sums, strict=True):
             given = _CpuTiles._laid(q, k, v, tile)
-            mask = _CpuTiles._mask(tile, ctx.window, given[0].dtype)
-            batch, length = tile.queries.shape
-            here = (rows.places >= laid) & (rows.places < laid + batch * length)  # tokens whose query lies in this tile
-            spots = rows.places[here] - laid
-            out, g = (_CpuTiles._spread(t, here, spots, tile) for t in (result, grads[0]))
-            laid += batch * length
-            some = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                g, *given, out, total, 0.0, mask is None, attn_mask=mask, scale=ctx.scaling)
-            for sum_, gradient, index in zip(to, some, (tile.queries, tile.keys, tile.keys), strict=True):
+            mask = _CpuTiles._mask(tile, ctx.window, wide)
+            begin, end = end, end + tile.queries.numel()
+            out, slope = (_lay(t, tile.queries).to(wide) for t in (result, g))
+            slope.masked_fill_(_padding(rows.places, begin, tile)[:, None, :, None], 0.0)
+            some, *others = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                slope, *given, out, total, 0.0, mask is None, attn_mask=mask, scale=ctx.scaling)
+            to_q[begin:end].view(*tile.queries.shape, *q.shape[1:]).copy_(some.transpose(1, 2))
+            groups = others[0].shape[1] // k.shape[1]
+            for sum_, gradient in zip((to_k, to_v), others, strict=True):
                 tokens = gradient.transpose(1, 2)
-                if tokens.shape[2] != sum_.shape[1]:
-                    tokens = tokens.unflatten(2, (-1, groups)).sum(3)
-                sum_.index_add_(0, index.reshape(-1), tokens.reshape(-1, *sum_.shape[1:]))
-        return (*(sum_.to(t.dtype) for sum_, t in zip(to, (q, k, v), strict=True)), None, None, None)
+                tokens = tokens if groups == 1 else tokens.unflatten(2, (-1, groups)).sum(3)
+                sum_.index_add_(0, tile.keys.reshape(-1), tokens.reshape(-1, *sum_.shape[1:]))
+        return to_q.index_select(0, rows.places), to_k.to(k.dtype), to_v.to(v.dtype), None, None, None
 
     @staticmethod
     def _laid(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tile: TileTensors) -> list[torch.Tensor]:
         wide = torch.promote_types(q.dtype, torch.float32)
-        groups = q.shape[1] // k.shape[1]
         tq, tk, tv = (_lay(t, index).to(wide) for t, index in ((q, tile.queries), (k, tile.keys), (v, tile.keys)))
-        return [tq, *((t.repeat_interleave(groups, 1) for t in (tk, tv)) if groups > 1 else (tk, tv))]
-
-    @staticmethod
-    def _spread(tokens: torch.Tensor, here: torch.Tensor, spots: torch.Tensor, tile: TileTensors) -> torch.Tensor:
-        """Tokens of this tile at their places in it, 0 elsewhere: [batch, heads, q, d]."""
-        batch, length = tile.queries.shape
-        wide = tokens.new_zeros((batch * length, *tokens.shape[1:]), dtype=torch.promote_types(tokens.dtype, torch.float32))
-        wide[spots] = tokens[here].to(wide.dtype)
-        return wide.view(batch, length, *tokens.shape[1:]).transpose(1, 2)
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1 and not _kernel_groups():
+            tk, tv = (t.repeat_interleave(groups, 1) for t in (tk, tv))
+        return [tq, tk, tv]
 
     @staticmethod
     def _mask(tile: TileTensors, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -237,6 +235,33 @@ class _CpuTiles(torch.autograd.Function):
         if visible is None:
             return None
         return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf)[None, None]
+
+
+def _padding(places: torch.Tensor, begin: int, tile: TileTensors) -> torch.Tensor:
+    """Which queries of a tile stand for no token, [batch, q] bool; begin: where the tile lies among all."""
+    empty = torch.ones(tile.queries.numel(), dtype=torch.bool)
+    here = places[(places >= begin) & (places < begin + len(empty))] - begin
+    empty[here] = False
+    return empty.view(tile.queries.shape)
+
+
+@cache
+def _kernel_groups() -> bool:
+    """Whether PyTorch's fused CPU kernel takes fewer key heads than query heads, forward and backward (2.13 does)."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 3, 8, generator=draw) for heads in (4, 2, 2))
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    repeated = [t.repeat_interleave(2, 1) for t in (k, v)]
+    wanted = forward(q, *repeated, 0.0, True)
+    grads = backward(q, q, *repeated, *wanted, 0.0, True)
+    try:
+        got = forward(q, k, v, 0.0, True)
+        mine = backward(q, q, k, v, *got, 0.0, True)
+    except RuntimeError:
+        return False
+    summed = [grads[0], *(g.unflatten(1, (2, 2)).sum(2) for g in grads[1:])]
+    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip((*got, *mine), (*wanted, *summed), strict=True))
 
 
 def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None, dropout: float,

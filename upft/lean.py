@@ -84,9 +84,9 @@ def _gated(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | 
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         gate, up = gate_proj(x), up_proj(x)
-        product = _Gate.apply(gate, up, act)
-        assert isinstance(product, torch.Tensor)
         recipe = _Recipe(gate.detach(), up.detach(), act)
+        product = _Gate.apply(gate, up, recipe)
+        assert isinstance(product, torch.Tensor)
         place, size = product.data_ptr(), product.numel()  # not the product: autograd holds on to these two functions
 
         def keep(tensor: torch.Tensor) -> Any:
@@ -105,35 +105,49 @@ def _gated(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | 
 
 
 class _Recipe:
-    """How to compute act(gate) * up again."""
+    """How to compute act(gate) * up again, and the way back through it."""
 
     def __init__(self, gate: torch.Tensor, up: torch.Tensor, act: torch.nn.Module) -> None:
         self._gate, self._up, self._act = gate, up, act
+        self._opened: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self) -> torch.Tensor:
+        """The product, for what comes behind it in the backward pass; `slopes` follows at once and need not repeat it."""
+        self._opened = self._open()
+        return self._opened[1].detach() * self._up
+
+    def product(self) -> torch.Tensor:
+        """Forward."""
         with torch.no_grad():
             return self._act(self._gate) * self._up
+
+    def slopes(self, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of gate and up, given that of the product."""
+        leaf, opened = self._opened if self._opened is not None else self._open()
+        self._opened = None
+        (to_gate,) = torch.autograd.grad(opened, leaf, grad * self._up)
+        return to_gate, grad * opened.detach()
+
+    def _open(self) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            leaf = self._gate.detach().requires_grad_()
+            return leaf, self._act(leaf)
 
 
 class _Gate(torch.autograd.Function):
     """act(gate) * up, keeping gate and up."""
 
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: torch.nn.Module) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        ctx.act = act
-        out = act(gate) * up
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, recipe: _Recipe) -> torch.Tensor:
+        ctx.recipe = recipe
+        out = recipe.product()
         assert isinstance(out, torch.Tensor)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gate, up = ctx.saved_tensors
-        with torch.enable_grad():
-            leaf = gate.detach().requires_grad_()
-            opened = ctx.act(leaf)
-        (to_gate,) = torch.autograd.grad(opened, leaf, grads[0] * up)
-        return to_gate, grads[0] * opened.detach(), None
+        recipe, ctx.recipe = ctx.recipe, None  # else it would hold its two tensors until the last layer is done
+        return (*recipe.slopes(grads[0]), None)
 
 
 def _same(module: torch.nn.Module, made: Callable[[torch.Tensor], torch.Tensor]) -> bool:
