@@ -261,7 +261,8 @@ def _kernel_groups() -> bool:
     except RuntimeError:
         return False
     summed = [grads[0], *(g.unflatten(1, (2, 2)).sum(2) for g in grads[1:])]
-    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip((*got, *mine), (*wanted, *summed), strict=True))
+    pairs = zip((*got, *mine), (*wanted, *summed), strict=True)
+    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 
 def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None, dropout: float,

@@ -21,6 +21,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.distributed.tensor import DTensor
 
+from upft import manners
 from upft.attention import RowsTensors
 from upft.choices import Reduction
 from upft.errors import TrainError
@@ -231,6 +232,8 @@ class PrefixModule(pl.LightningModule):
         with _memory("in the optimiser, which keeps two numbers for each parameter",
                      "use train.precision=bf16_stochastic (half the size), compute.strategy=fsdp, or a smaller model"):
             optimizer.step()
+        if norm.device.type == "cpu":
+            manners.give_back()
         self.done += 1
         tokens, padding, shared, pairs = map(int, counts)
         self._journey.report({"step": self.done, "loss": total, "lr": lr, "grad_norm": grad_norm,
