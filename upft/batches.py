@@ -59,7 +59,8 @@ class Steps:
             laid: list[tuple[Packed | packing.Padded, list[str]]] = []
             for micro in shares[self._world.rank].micro_batches:
                 rows = [self._rows[i] for i in micro.rows]
-                laid.append((pack(rows, self._share) if micro.packed else packing.pad(rows), [r.question_id for r in rows]))
+                one = pack(rows, self._share, fill=True) if micro.packed else packing.pad(rows)
+                laid.append((one, [r.question_id for r in rows]))
             batch = step_batch(laid, self._reduction, self._tiled, totals)
             missing = max(len(step.micro_batches) for step in shares) - len(batch.micro_batches)
             batch.micro_batches.extend(idle_micro_batch() for _ in range(missing))

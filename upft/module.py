@@ -103,8 +103,8 @@ def step_batch(micro_batches: Sequence[tuple[Padded | Packed, list[str]]], reduc
             ids, torch.from_numpy(given.predictor), torch.from_numpy(given.target), torch.from_numpy(weight), question_ids,
             *((torch.from_numpy(given.positions), RowsTensors.of(given, tiled)) if isinstance(given, Packed) else ())))
     tokens = sum(int(p.lengths.sum()) for p, _ in micro_batches)
-    padding = sum(p.input_ids.size - int(p.lengths.sum()) for p, _ in micro_batches if isinstance(p, Padded))
-    shared = sum(int(p.lengths.sum()) - p.input_ids.size for p, _ in micro_batches if isinstance(p, Packed))
+    padding = sum(p.filler if isinstance(p, Packed) else p.input_ids.size - int(p.lengths.sum()) for p, _ in micro_batches)
+    shared = sum(p.shared for p, _ in micro_batches if isinstance(p, Packed))
     return StepBatch(tensors, rows, supervised, tokens, padding, shared, sum(p.pairs for p, _ in micro_batches))
 
 

@@ -16,6 +16,11 @@ import numpy as np
 from upft import packing
 from upft.prefix import Row
 
+GRID = 64
+"""Large micro-batches are filled up to a multiple of this many tokens: sizes then recur, so that memory freed by one fits
+the next, and matrix kernels get round shapes (docs/log.md)."""
+LARGE = 16 * GRID
+"""Tokens from which a micro-batch is filled up; a smaller one would hold too many tokens for nothing."""
 WORTH_SHARING = 8
 """Shared tokens below which a segment of its own costs more (an attention call) than it saves."""
 
@@ -40,7 +45,8 @@ class Packed:
     input_ids, positions: [tokens]. Segment s is the tokens starts[s] to starts[s + 1] and its keys are
     key_index[key_starts[s]:key_starts[s + 1]] (its ancestors' tokens, then its own; the same as the queries
     where nothing is shared). predictor, target, row, supervised, lengths: as in `packing.Padded`; predictor
-    is an index of a token, which may serve several rows.
+    is an index of a token, which may serve several rows. filler: tokens at the end that stand for no row, a segment of
+    their own.
     """
 
     input_ids: np.ndarray
@@ -53,12 +59,19 @@ class Packed:
     row: np.ndarray
     supervised: np.ndarray
     lengths: np.ndarray
+    filler: int = 0
 
     @property
     def pairs(self) -> int:
-        """Pairs of tokens (one sees the other, or itself) that attention computes."""
+        """Pairs of tokens (one sees the other, or itself) that attention computes for the rows."""
         sizes = np.diff(self.starts)
-        return int((sizes * (np.diff(self.key_starts) - sizes) + sizes * (sizes + 1) // 2).sum())
+        pairs = sizes * (np.diff(self.key_starts) - sizes) + sizes * (sizes + 1) // 2
+        return int(pairs.sum()) - self.filler * (self.filler + 1) // 2
+
+    @property
+    def shared(self) -> int:
+        """Tokens of rows that another row's tokens stand for."""
+        return int(self.lengths.sum()) - (len(self.input_ids) - self.filler)
 
     @property
     def shares(self) -> bool:
@@ -87,8 +100,9 @@ class Packed:
         return tiles, places
 
 
-def pack(rows: Sequence[Row], share: bool = True) -> Packed:
-    """Lay rows end to end; with `share`, what they have in common at their beginning only once.
+def pack(rows: Sequence[Row], share: bool = True, fill: bool = False) -> Packed:
+    """Lay rows end to end; with `share`, what they have in common at their beginning only once. fill: to a multiple of
+    GRID tokens, where there are many.
 
     Raises what `packing.predictions` raises.
     """
@@ -99,6 +113,10 @@ def pack(rows: Sequence[Row], share: bool = True) -> Packed:
     else:
         for i in range(len(ids)):
             tree.add([i], 0, len(ids[i]), ())
+    count = sum(map(len, tree.ids))
+    filler = -count % GRID if fill and count >= LARGE else 0
+    if filler:
+        tree.fill(filler)
     found = [packing.predictions(row) for row in rows]
     supervised = np.array([len(places) for places, _ in found])
     return Packed(
@@ -106,7 +124,7 @@ def pack(rows: Sequence[Row], share: bool = True) -> Packed:
         np.concatenate(tree.keys), np.cumsum([0, *map(len, tree.keys)]),
         np.concatenate([tree.path_of[i][places] for i, (places, _) in enumerate(found)]),
         np.concatenate([targets for _, targets in found]), np.repeat(np.arange(len(rows)), supervised), supervised,
-        np.array([len(i) for i in ids]))
+        np.array([len(i) for i in ids]), filler)
 
 
 class _Tree:
@@ -132,6 +150,13 @@ class _Tree:
             if end == len(self._rows[i]):
                 self.path_of[i] = path
         return own
+
+    def fill(self, count: int) -> None:
+        """Tokens that stand for nothing, as a segment of their own."""
+        self.ids.append(np.zeros(count, dtype=np.int64))
+        self.positions.append(np.arange(count))
+        self.keys.append(np.arange(self._count, self._count + count))
+        self._count += count
 
     def grow(self, members: list[int], begin: int, known: int, ancestors: tuple[np.ndarray, ...]) -> None:
         """Segments for rows in lexical order that agree in their first `known` tokens and are laid up to `begin`."""

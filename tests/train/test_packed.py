@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -98,6 +99,44 @@ def test_random_rows_lose_nothing_to_sharing() -> None:
 def test_a_row_that_predicts_nothing_is_refused() -> None:
     with pytest.raises(TrainError, match="question q has no supervised token that a token precedes"):
         packed.pack([Row("q", "prefix", [3, 4], [3, UNSUPERVISED])])
+
+
+def test_large_micro_batches_are_filled_up_with_tokens_that_serve_nobody() -> None:
+    rows = [row(str(i), list(range(5 + i, 90 + i)), [3, 4, 5]) for i in range(12)]
+    plain, filled = packed.pack(rows, share=False), packed.pack(rows, share=False, fill=True)
+    assert len(plain.input_ids) == 12 * 88 == 1056
+    assert (len(filled.input_ids), filled.filler, plain.filler) == (1088, 32, 0)
+    assert filled.input_ids[:1056].tolist() == plain.input_ids.tolist()
+    assert filled.predictor.tolist() == plain.predictor.tolist()
+    assert (filled.pairs, filled.shared) == (plain.pairs, plain.shared)
+    seen = seen_by_token(filled)
+    assert seen[:1056] == seen_by_token(plain)
+    assert seen[1056:] == [[0] * (i + 1) for i in range(32)], "filler sees filler only"
+    assert packed.pack(rows[:3], fill=True).filler == 0, "too few tokens to be worth it"
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_filler_changes_no_gradient(tiny: Callable, share: bool) -> None:
+    draw = random.Random(4)
+    system = [draw.randrange(1, 320) for _ in range(12)]
+    rows = [row(str(i), system + [draw.randrange(1, 320) for _ in range(60 + i)], [draw.randrange(1, 320) for _ in range(9)])
+            for i in range(13)]
+    model = tiny().double()
+    parts, found = models.take_apart(model), []
+    with attention.installed(model):
+        for fill in (False, True):
+            batch = step_batch([(packed.pack(rows, share, fill), [r.question_id for r in rows])], Reduction.sequence)
+            loss = weighted_loss(parts, batch.micro_batches[0])
+            loss.backward()
+            found.append((float(loss.detach()), batch, {n: p.grad.clone() for n, p in model.named_parameters()}))
+            model.zero_grad()
+    (plain, without, wanted), (filled, with_, got) = found
+    assert (without.padding, with_.padding) == (0, -len(without.micro_batches[0].input_ids) % 64)
+    assert with_.padding > 0
+    assert (with_.tokens, with_.shared, with_.pairs) == (without.tokens, without.shared, without.pairs)
+    assert filled == pytest.approx(plain, rel=1e-13)
+    for name in wanted:
+        assert (got[name] - wanted[name]).norm() <= 1e-12 * wanted[name].norm(), name
 
 
 def test_tiles_hold_each_token_once_with_the_keys_it_may_see() -> None:
