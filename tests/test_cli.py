@@ -66,7 +66,7 @@ def bad(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
         "forced unknown key": (["+prefix.foo=1"], ["prefix.foo=1", "no such key"]),
         "unknown group": (["modle=tiny"], ["modle", "'model'"]),
         "unknown option": (["model=qwen"], ["model=qwen", "qwen_math"]),
-        "wrong type": (["prefix.len=short"], ["prefix.len", "short", "Integer"]),
+        "wrong type": (["prefix.len=short"], ["prefix.len", "short", "or auto"]),
         "wrong choice": (["sample.engine=vlm"], ["sample.engine", "vlm", "transformers"]),
         "zero": (["prefix.len=0"], ["prefix.len=0", "1 or more"]),
         "above one": (["prefix.ratio=1.5"], ["prefix.ratio=1.5", "0 to 1"]),

@@ -65,7 +65,7 @@ def test_every_field_has_a_docstring():
 
     body = [n for name in ("config.py", "machine.py") for n in ast.parse((ROOT / "upft" / name).read_text()).body]
     classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith(("Config", "Source"))]
-    assert len(classes) == 15
+    assert len(classes) == 16
     bare = []
     for cls in classes:
         for node, after in zip(cls.body, [*cls.body[1:], None], strict=True):
@@ -98,6 +98,13 @@ def test_papers_settings_reach_prefix_and_train(parse):
 
 @pytest.mark.parametrize(("overrides", "names"), [
     (["prefix.len=0"], ["prefix.len=0", "1 or more"]),
+    (["prefix.len=true"], ["prefix.len=True", "or auto"]),
+    (["prefix.len=8.5"], ["prefix.len=8.5", "or auto"]),
+    (["prefix.len=auto", "sample.max_tokens=32"], ["sample.max_tokens=32", "diagnose.longest=64"]),
+    (["prefix.len=auto", "train.max_length=64"], ["diagnose.longest=64", "train.max_length=64"]),
+    (["diagnose.n=1"], ["diagnose.n=1", "2 or more"]),
+    (["diagnose.agreement=1"], ["diagnose.agreement=1", "(0, 1)"]),
+    (["compute.devices=4", "compute.tensor_parallel=3"], ["compute.tensor_parallel=3", "compute.devices=4"]),
     (["prefix.ratio=1.5"], ["prefix.ratio=1.5", "0 to 1"]),
     (["sample.temperature=-1"], ["sample.temperature=-1", "0 (greedy)"]),
     (["sample.top_p=0"], ["sample.top_p=0", "(0, 1]"]),

@@ -51,7 +51,8 @@ def make(stage: Stage, inputs: dict[str, Path], out: Path) -> None:
     if stage.name == "sample":
         (out / "samples.json").write_text(json.dumps({"questions": 96}))
     elif stage.name == "build":
-        (out / "rows.json").write_text(json.dumps({"prefix_rows": 86, "trace_rows": 10, "mean_supervised": 15.2}))
+        (out / "rows.json").write_text(json.dumps({"prefix_len": 8, "prefix_len_from": "config", "prefix_rows": 86,
+                                                   "trace_rows": 10, "mean_supervised": 15.2}))
     elif isinstance(spec, TrainSpec):
         train(spec, out)
     elif isinstance(spec, EvaluateSpec):
@@ -133,7 +134,7 @@ def test_what_is_exported_loads_generates_and_tells_its_scores(form: str, cell: 
     assert str(tmp_path) not in card
     assert str(ROOT) not in card
     blocks = json.loads(re.findall(r"```json\n(.*?)```", card, flags=re.DOTALL)[0])
-    assert [title.split()[0] for title in blocks] == ["sample", "evaluate", "build", "train", "evaluate"]
+    assert [title.split()[0] for title in blocks] == ["sample", "diagnose", "evaluate", "build", "train", "evaluate"]
 
     before = contents(out)
     run(config)
@@ -209,7 +210,7 @@ def test_a_repeated_run_takes_a_second_and_no_torch(cell: Callable[..., Config],
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
         assert done.returncode == 0, done.stderr
         said.append(" ".join(done.stdout.split()))
-        assert "6 stages, 0 to run" in said[-1]
+        assert "7 stages, 0 to run" in said[-1]
         assert "heavy: []" in said[-1]
     assert f"model: {out}" in said[0]
     assert "exported before" not in said[0]

@@ -68,7 +68,8 @@ def reference(tmp_path_factory) -> tuple[Path, str]:
 def test_one_command_gives_every_artifact_and_a_report(reference):
     store, said = reference
     found = artifacts(store)
-    assert sorted(name.split("/")[0] for name in found) == ["build", "evaluate", "evaluate", "report", "sample", "train"]
+    assert sorted(name.split("/")[0] for name in found) == ["build", "diagnose", "evaluate", "evaluate", "report", "sample",
+                                                            "train"]
     report = next(p for name, p in found.items() if name.startswith("report/"))
     assert (report / "report.html").is_file()
     assert str(report / "report.html") in said.replace("\n", "")
@@ -100,7 +101,7 @@ def test_second_run_is_all_hits_with_the_same_table_and_no_torch(reference):
     out = subprocess.run([sys.executable, "-c", code, *command(store)[1:]], capture_output=True, text=True, cwd=ROOT,
                          timeout=120)
     assert out.returncode == 0, out.stderr
-    assert "6 stages, 0 to run" in out.stdout
+    assert "7 stages, 0 to run" in out.stdout
     assert "heavy: []" in out.stdout
     assert table(out.stdout).split("heavy:")[0].strip() == table(first).strip()
     assert contents(store) == before
@@ -125,7 +126,7 @@ def test_two_identical_commands_at_once_do_the_work_once(reference, tmp_path):
     got = contents(store)
     assert got == {name: expected[name] for name in got}
     done = [line.split()[-3] for out, _ in outs for line in out.splitlines() if line.strip().startswith("done")]
-    assert len(done) == len(set(done)) == 6, "a stage was built twice"
+    assert len(done) == len(set(done)) == 7, "a stage was built twice"
 
 
 def test_kill_9_at_random_moments_then_the_same_result(reference, tmp_path):
@@ -148,7 +149,7 @@ def test_kill_9_at_random_moments_then_the_same_result(reference, tmp_path):
         out = run(store)
         assert out.returncode == 0, out.stderr
         got = contents(store)
-        assert len(artifacts(store)) == 6
+        assert len(artifacts(store)) == 7
         assert got == {name: expected[name] for name in got}
     assert kills >= 4, "the runs were over before they could be killed"
 
@@ -202,10 +203,10 @@ def test_plan_shows_stages_and_rows_without_weights(reference, tmp_path):
     assert "⟦‹8 sampled tokens›⟧⟦<|eos|>⟧" in out.stdout
     assert "Please provide the initial step" in out.stdout
     assert "⟦‹up to 192 sampled tokens, with the stop token›⟧" in out.stdout
-    assert out.stdout.count("miss") == 6
+    assert out.stdout.count("miss") == 7
     assert not store.exists()
     done = run(reference[0], "plan=true", "run.ids=true")
-    assert done.stdout.count("hit") >= 6
+    assert done.stdout.count("hit") >= 7
     folder = next(p for n, p in artifacts(reference[0]).items() if n.startswith("build/")
                   and json.loads((p / "spec.json").read_text())["spec"]["prefix_len"] == 8)
     for example in json.loads((folder / "rows.json").read_text())["examples"]:
@@ -222,4 +223,4 @@ def test_multirun_shares_the_sampling(reference, tmp_path):
     counts: dict[str, int] = {}
     for name in artifacts(store):
         counts[name.split("/")[0]] = counts.get(name.split("/")[0], 0) + 1
-    assert counts == {"sample": 1, "build": 2, "train": 2, "evaluate": 3, "report": 2}
+    assert counts == {"sample": 1, "diagnose": 1, "build": 2, "train": 2, "evaluate": 3, "report": 2}

@@ -34,6 +34,7 @@ def bases(model_folder) -> dict[str, list[str]]:
     return {
         "generated": [f"model.path={model_folder}", *engines],
         "lora": [f"model.path={model_folder}", "train=lora", *engines],
+        "auto": [f"model.path={model_folder}", "prefix.len=auto", *engines],
         "hub": [
             "model.path=null", "model.id=o/m", f"model.revision={REVISION}",
             "data.arithmetic=null", "data.id=o/d", f"data.revision={REVISION}", "data.file=a.jsonl",
@@ -75,7 +76,7 @@ SPECIAL = {  # leaves whose values are bound by a rule
     "data.arithmetic.split": "test", "eval.tasks.arithmetic.arithmetic.split": "train",
     "sample.engine": None, "eval.engine": None, "model.engine": None,  # resolved against what is installed: a test of their own
     "model.precision": "bf16_mixed", "train.precision": "bf16_mixed",  # the others have rules
-    "sample.max_tokens": "64", "train.lora.targets": "[q_proj]",
+    "sample.max_tokens": "64", "prefix.len": "5", "train.lora.targets": "[q_proj]",
     "model.max_length": "100000", "data.max_length": "100000",
 }
 
@@ -135,7 +136,8 @@ def test_machine_leaf_changes_no_key(key, kind, bases, cells, parse):
             values = ["0.5"]
         for value in values:
             tried += 1
-            assert keys(parse(*base, f"{key}={value}")) == keys(config)
+            more = ["compute.devices=2"] if key == "compute.tensor_parallel" else []
+            assert keys(parse(*base, f"{key}={value}", *more)) == keys(config)
     assert tried > 0
 
 
@@ -186,10 +188,25 @@ def test_each_stage_depends_on_what_it_uses_only(parse, bases):
     assert changed("train.lr=0.5") == trained
     assert changed("prefix.eos=false") == {"build", *trained}
     assert changed("prefix.len=4", "sample.max_tokens=8") == {"build", *trained}  # one sampling serves shorter prefixes
-    assert changed("prefix.len=4") == {"sample", "build", *trained}
+    assert changed("prefix.len=4") == {"sample", "diagnose", "build", *trained}
+    assert changed("diagnose.agreement=0.3") == {"diagnose", "report"}
+    assert changed("sample.n=2") == {"sample", "diagnose", "build", *trained}
     assert changed("eval.n=2") == {"evaluate base", "evaluate upft", "report"}
     assert changed("model.name=other") == {"report"}
-    assert changed("seed=1") == {"sample", "build", "evaluate base", *trained}
+    assert changed("seed=1") == {"sample", "diagnose", "build", "evaluate base", *trained}
+
+
+def test_auto_puts_a_pilot_and_its_diagnosis_first(parse, bases):
+    cell = plan(parse(*bases["auto"], "diagnose.longest=40", "diagnose.questions=12", "diagnose.n=5"))
+    assert [s.name for s in cell.stages] == ["sample", "diagnose", "sample", "evaluate", "build", "train", "evaluate", "report"]
+    pilot, diagnosis, sample = cell.stages[:3]
+    assert (pilot.spec.questions.limit, pilot.spec.n, pilot.spec.max_tokens, pilot.spec.logprobs) == (12, 5, 40, True)
+    assert diagnosis.inputs == {"samples": pilot}
+    assert (sample.spec.max_tokens, sample.spec.n, sample.inputs) == (None, 1, {"diagnosis": diagnosis})
+    [build] = cell.named("build")
+    assert build.spec.prefix_len is None
+    assert build.inputs == {"samples": sample, "diagnosis": diagnosis}
+    assert cell.report.inputs["pilot"] is pilot
 
 
 def test_a_sweep_shares_its_stages(parse, bases):
@@ -198,7 +215,7 @@ def test_a_sweep_shares_its_stages(parse, bases):
     counts: dict[str, int] = {}
     for stage in distinct(cells):
         counts[stage.name] = counts.get(stage.name, 0) + 1
-    assert counts == {"sample": 1, "build": 6, "train": 6, "evaluate": 7, "report": 6}
+    assert counts == {"sample": 1, "diagnose": 1, "build": 6, "train": 6, "evaluate": 7, "report": 6}
 
 
 def test_key_is_stable_across_processes(parse, bases):

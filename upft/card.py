@@ -209,11 +209,12 @@ def _questions(spec: QuestionsSpec) -> str:
 def _training(facts: Facts) -> str:
     t, build, rows, summary = facts.train, facts.build, facts.rows, facts.summary
     unit = "tokens" if build["unit"] == "token" else "words"
+    found = ", a length that a pilot sampling suggested" if rows["prefix_len_from"] == "diagnosis" else ""
     keyless = "; no answer key was used" if build["method"] == "upft" else ""
     lines = [] if facts.data is None else [f"- questions: {_questions(facts.data)}{keyless}"]
     lines += [
-        f"- rows: {w.count(rows['prefix_rows'])} prefixes of at most {build['prefix_len']} {unit} of the model's own "
-        f"solutions, {w.count(rows['trace_rows'])} whole solutions (share asked for: {build['ratio']:g}); "
+        f"- rows: {w.count(rows['prefix_rows'])} prefixes of at most {rows['prefix_len']} {unit} of the model's own "
+        f"solutions{found}, {w.count(rows['trace_rows'])} whole solutions (share asked for: {build['ratio']:g}); "
         f"{w.mean(rows['mean_supervised'])} supervised tokens a row",
         f"- loss: next-token cross-entropy on the response alone, mean over {t.reduction.name}s",
         f"- AdamW: lr {t.lr:g}, betas ({t.beta1:g}, {t.beta2:g}), weight decay {t.weight_decay:g}, warm-up "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -24,6 +25,9 @@ from upft.choices import (
 )
 from upft.errors import ConfigError, demand
 from upft.machine import ComputeConfig, RunConfig, TrackerConfig
+
+AUTO = "auto"
+"""prefix.len that the diagnosis finds."""
 
 
 @dataclass
@@ -186,6 +190,8 @@ class SampleConfig:
     """Share of questions sampled as whole traces; null = prefix.ratio. Raise it to share among ratios."""
     trace_max_tokens: int = MISSING
     """Longest whole trace, tokens."""
+    logprobs: bool = False
+    """Keep each sampled token's log-probability, in the distribution it was drawn from."""
 
     def __post_init__(self) -> None:
         demand(self.n >= 1, "sample.n", self.n, "use 1 or more")
@@ -210,8 +216,8 @@ def _check_nucleus(group: str, top_p: float | None, top_k: int | None) -> None:
 class PrefixConfig:
     """What a training row carries."""
 
-    len: int = MISSING
-    """Prefix length t, tokens."""
+    len: Any = MISSING  # a number or `auto`: OmegaConf takes no union here
+    """Prefix length t, tokens; `auto` = what the diagnosis of a pilot sampling suggests (see the group diagnose)."""
     unit: CutUnit = CutUnit.token
     """What t counts: sampled tokens, or words first as the paper's code does (newlines become spaces)."""
     ratio: float = 0.1
@@ -224,9 +230,40 @@ class PrefixConfig:
     """Train on whole traces that were cut by the length limit (without EOS); false = leave them out."""
 
     def __post_init__(self) -> None:
-        if self.len != MISSING:
+        if self.len not in (MISSING, AUTO):
+            demand(type(self.len) is int, "prefix.len", self.len, "use a whole number of tokens (the paper: 8 to 32), or auto")
             demand(self.len >= 1, "prefix.len", self.len, "use 1 or more (the paper: 8 to 32)")
         demand(0 <= self.ratio <= 1, "prefix.ratio", self.ratio, "use a share from 0 to 1 (the paper: 0.1)")
+
+
+    @property
+    def fixed(self) -> int | None:
+        """The length where it is given; None where the diagnosis finds it."""
+        return None if self.len == AUTO else int(self.len)
+
+
+@dataclass
+class DiagnoseConfig:
+    """Before training: how alike a model's solutions of one question begin, and what prefix length follows from it.
+
+    The samples at hand are looked at in every run. With prefix.len=auto a pilot sampling comes first: `questions`
+    questions, `n` traces each, of which the main sampling then uses what it can.
+    """
+
+    questions: int = 64
+    """Questions of the pilot."""
+    n: int = 16
+    """Traces a question in the pilot."""
+    longest: int = 64
+    """Longest prefix looked at, tokens; also what the pilot samples of a question that carries a prefix."""
+    agreement: float = 0.2
+    """The suggested length is the longest at which this share of pairs of a question's traces still agree."""
+
+    def __post_init__(self) -> None:
+        demand(self.questions >= 2, "diagnose.questions", self.questions, "use 2 or more")
+        demand(self.n >= 2, "diagnose.n", self.n, "use 2 or more: one trace agrees with nothing")
+        demand(self.longest >= 1, "diagnose.longest", self.longest, "use 1 or more")
+        demand(0 < self.agreement < 1, "diagnose.agreement", self.agreement, "use a share in (0, 1)")
 
 
 @dataclass
@@ -361,6 +398,7 @@ class Config:
     data: DataConfig = MISSING
     sample: SampleConfig = MISSING
     prefix: PrefixConfig = MISSING
+    diagnose: DiagnoseConfig = MISSING
     method: MethodConfig = MISSING
     train: TrainConfig = MISSING
     eval: EvalConfig = MISSING
@@ -384,13 +422,15 @@ class Config:
             if task.answer_field is None and task.arithmetic is None:
                 raise ConfigError(f"eval.tasks.{name}.answer_field=null: nothing to grade against",
                                   f"name the column of gold answers: eval.tasks.{name}.answer_field=COLUMN")
-        if self.sample.max_tokens is not None and self.sample.max_tokens < self.prefix.len:
-            raise ConfigError(f"sample.max_tokens={self.sample.max_tokens} is less than prefix.len={self.prefix.len}",
+        longest = self.diagnose.longest if self.prefix.fixed is None else self.prefix.fixed
+        named = f"prefix.len={self.prefix.len}" if self.prefix.fixed is not None else f"diagnose.longest={longest}"
+        if self.sample.max_tokens is not None and self.sample.max_tokens < longest:
+            raise ConfigError(f"sample.max_tokens={self.sample.max_tokens} is less than {named}",
                               "raise sample.max_tokens, or leave it null")
         if self.sample.trace_ratio is not None and self.sample.trace_ratio < self.prefix.ratio:
             raise ConfigError(
                 f"sample.trace_ratio={self.sample.trace_ratio} is less than prefix.ratio={self.prefix.ratio}",
                 "raise sample.trace_ratio, or leave it null")
-        if self.prefix.len >= self.train.max_length:
-            raise ConfigError(f"prefix.len={self.prefix.len} leaves no room in train.max_length={self.train.max_length}",
+        if longest >= self.train.max_length:
+            raise ConfigError(f"{named} leaves no room in train.max_length={self.train.max_length}",
                               "shorten the prefix or raise train.max_length")

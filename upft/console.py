@@ -51,6 +51,9 @@ class Bar:
         parts = [f"{self._done / seconds:.1f} {self._unit}/s"]
         if self._tokens:
             parts.append(f"{self._tokens / seconds:,.0f} tokens/s")
+        if self._live is None and self._total is not None and 0 < self._done < self._total:  # a live bar has its own
+            left = (self._total - self._done) * seconds / self._done
+            parts.append(f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02} left")
         parts += [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in info.items()]
         return ", ".join(parts)
 

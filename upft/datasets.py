@@ -36,41 +36,61 @@ class Questions:
     name: str
 
 
+class Stream(Iterator[Question]):
+    """Distinct questions one after the other, checked as they are read; `duplicates` counts those left out so far.
+
+    Reading raises DataError. Holds some bytes a question, to know it again.
+    """
+
+    def __init__(self, spec: QuestionsSpec) -> None:
+        source = spec.source
+        self.duplicates = 0
+        self._found: Iterator[Question]
+        if isinstance(source, Generated):
+            self.name = f"arithmetic/{source.split}"
+            self._found = _generated(source, spec.limit)
+        else:
+            path = Path(source.path) if isinstance(source, ContentRef) else _download(source)
+            self.name = path.name
+            self._found = self._read(path, spec)
+
+    def __next__(self) -> Question:
+        return next(self._found)
+
+    def _read(self, path: Path, spec: QuestionsSpec) -> Iterator[Question]:
+        seen: set[int] = set()
+        for where, record in _records(path):
+            question = _question(where, record, spec)
+            known = int(question.id, 16)
+            if known in seen:
+                self.duplicates += 1
+                continue
+            seen.add(known)
+            yield question
+            if spec.limit is not None and len(seen) >= spec.limit:
+                break
+        if not seen:
+            raise DataError(f"{path} holds no questions", "give a file with one question a line")
+
+
 def load(spec: QuestionsSpec) -> Questions:
     """Read, check and de-duplicate a set of questions. Raises DataError."""
-    source = spec.source
-    if isinstance(source, Generated):
-        return _generated(source, spec.limit)
-    path = Path(source.path) if isinstance(source, ContentRef) else _download(source)
-    seen: set[str] = set()
-    rows: list[Question] = []
-    duplicates = 0
-    for where, record in _records(path):
-        question = _question(where, record, spec)
-        if question.id in seen:
-            duplicates += 1
-            continue
-        seen.add(question.id)
-        rows.append(question)
-        if spec.limit is not None and len(rows) >= spec.limit:
-            break
-    if not rows:
-        raise DataError(f"{path} holds no questions", "give a file with one question a line")
-    return Questions(tuple(rows), duplicates, path.name)
+    stream = Stream(spec)
+    rows = tuple(stream)
+    return Questions(rows, stream.duplicates, stream.name)
 
 
-def _generated(source: Generated, limit: int | None) -> Questions:
+def _generated(source: Generated, limit: int | None) -> Iterator[Question]:
     from upft.toy.arithmetic import Difficulty, problems
 
     count = source.questions if limit is None else min(limit, source.questions)
     difficulty = Difficulty(source.steps_min, source.steps_max, source.number_max)
     try:
-        made = list(problems(source.split, count, source.seed, difficulty))
+        for problem in problems(source.split, count, source.seed, difficulty):
+            yield Question(question_id(problem.question), problem.question, problem.answer)
     except ValueError as error:
         raise DataError(f"arithmetic.questions={count}: {error}",
                         "ask for fewer questions or widen the difficulty") from error
-    rows = tuple(Question(question_id(p.question), p.question, p.answer) for p in made)
-    return Questions(rows, 0, f"arithmetic/{source.split}")
 
 
 def _download(source: HubRef) -> Path:

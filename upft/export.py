@@ -109,7 +109,8 @@ def _mark(folder: Path) -> dict[str, Any]:
 
 def _facts(cell: Plan, artifacts: Mapping[str, Artifact]) -> card.Facts:
     """What the training told, and what is known now that the cell is finished."""
-    sample, build, train = (cell.named(name)[0] for name in ("sample", "build", "train"))
+    build, train = cell.named("build")[0], cell.named("train")[0]
+    sample = build.inputs["samples"]  # not a pilot's
     assert isinstance(train.spec, TrainSpec)
     assert isinstance(sample.spec, SampleSpec)
     results = artifacts[cell.report.key].json("results.json")

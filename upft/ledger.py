@@ -26,8 +26,14 @@ class Ledger:
 
     prompt_tokens: int = 0
     """Prompt tokens read while sampling or answering (each request's prompt once)."""
+    cached_tokens: int = 0
+    """Of these, tokens that were not computed because another request with the same beginning had been."""
     sampled_tokens: int = 0
     """Tokens sampled."""
+    reused_tokens: int = 0
+    """Of these, tokens taken over from another sampling, which had paid for them."""
+    discarded_tokens: int = 0
+    """Sampled tokens that no training row uses: cut off, left out, or of traces beyond the first."""
     supervised_tokens: int = 0
     """Tokens trained on, over all epochs (the paper's "trained")."""
     forward_tokens: int = 0

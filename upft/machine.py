@@ -19,6 +19,8 @@ class ComputeConfig:
     """auto = a GPU where torch sees one."""
     devices: int = 1
     """Devices of each node to train on, and to sample on."""
+    tensor_parallel: int = 1
+    """GPUs that one sampling engine is spread over; compute.devices / tensor_parallel engines sample side by side."""
     nodes: int = 1
     """Nodes a training spans."""
     strategy: Strategy = Strategy.auto
@@ -51,6 +53,8 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         demand(self.devices >= 1, "compute.devices", self.devices, "use 1 or more")
         demand(self.nodes >= 1, "compute.nodes", self.nodes, "use 1 or more")
+        demand(self.tensor_parallel >= 1 and self.devices % self.tensor_parallel == 0, "compute.tensor_parallel",
+               self.tensor_parallel, f"use a divisor of compute.devices={self.devices}")
         if self.strategy is Strategy.single:
             demand(self.devices * self.nodes == 1, "compute.strategy", "single",
                    f"with compute.devices={self.devices} and compute.nodes={self.nodes} use ddp or fsdp")

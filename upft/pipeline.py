@@ -16,7 +16,7 @@ from upft import export
 from upft.config import Config
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import EvaluateSpec, Plan, SampleSpec, Stage, plan
+from upft.plan import EvaluateSpec, Plan, SampleSpec, Stage, plan, relatives
 from upft.store import Artifact, Corrupt, Hasher, Store
 
 MARK = {True: "[green]done[/]", False: "[cyan]hit[/] "}
@@ -64,7 +64,8 @@ def walk(cell: Plan, store: Store, compute: ComputeConfig, tracker: TrackerConfi
 
     artifacts: dict[str, Artifact] = {}
     with EnginePool(compute) as engines:
-        host = Host(compute, tracker, console, engines)
+        host = Host(compute, tracker, console, engines,
+                    lambda spec: [artifact.path for artifact in store.related("sample", relatives(spec))])
         for stage in cell.stages:
             inputs = {role: artifacts[upstream.key].path for role, upstream in stage.inputs.items()}
             began = time.monotonic()
@@ -99,13 +100,13 @@ def preflight(missing: list[Stage]) -> None:
         spec = stage.spec
         if not isinstance(spec, (SampleSpec, EvaluateSpec)):
             continue
-        questions = datasets.load(spec.questions)
         prompter = Prompter(models.load_tokenizer(models.resolve(spec.model.source), spec.model.trust_remote_code),
                             spec.prompt)
         # A task is small: render it whole. Training questions may be many, and the stage that samples
         # renders them all before it starts an engine.
-        for question in questions.rows if isinstance(spec, EvaluateSpec) else questions.rows[:1]:
-            prompter.ids(question.text)
+        for number, question in enumerate(datasets.Stream(spec.questions)):
+            if number == 0 or isinstance(spec, EvaluateSpec):
+                prompter.ids(question.text)
 
 
 def _shown(path: Path) -> str:

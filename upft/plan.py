@@ -18,7 +18,7 @@ from upft import config as c
 from upft.errors import ConfigError, DataError, ModelError
 from upft.store import Hasher, canonical, digest
 
-VERSIONS = {"sample": 1, "build": 1, "train": 2, "evaluate": 1, "report": 1}
+VERSIONS = {"sample": 2, "diagnose": 1, "build": 2, "train": 2, "evaluate": 1, "report": 2}
 """Raised by hand when a stage's code changes what it would write for the same spec."""
 
 
@@ -92,26 +92,39 @@ class SamplingSpec:
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """Draw the model's own solutions: prefixes for most questions, whole traces for a nested share."""
+    """Draw the model's own solutions: prefixes for most questions, whole traces for a nested share.
+
+    max_tokens: of a prefix; null = what the diagnosis upstream suggests.
+    """
 
     model: ModelSpec
     prompt: PromptSpec
     questions: QuestionsSpec
     sampling: SamplingSpec
     n: int
-    max_tokens: int
+    max_tokens: int | None
     trace_ratio: float
     trace_max_tokens: int
+    logprobs: bool
+
+
+@dataclass(frozen=True)
+class DiagnoseSpec:
+    """How alike the traces of one question begin, and the prefix length that follows from it."""
+
+    model: ModelSpec  # for its tokenizer
+    longest: int
+    agreement: float
 
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """Turn samples into rows of ids with a supervised mask."""
+    """Turn samples into rows of ids with a supervised mask. prefix_len: null = what the diagnosis upstream suggests."""
 
     method: c.MethodName
     model: ModelSpec  # for its tokenizer
     prompt: PromptSpec
-    prefix_len: int
+    prefix_len: int | None
     unit: c.CutUnit
     ratio: float
     suffix: str
@@ -175,13 +188,13 @@ class ReportSpec:
     model: str
     data: str
     method: c.MethodName
-    prefix_len: int
+    prefix_len: int | None
     ratio: float
     seed: int
     tasks: tuple[str, ...]
 
 
-Spec = SampleSpec | BuildSpec | TrainSpec | EvaluateSpec | ReportSpec
+Spec = SampleSpec | DiagnoseSpec | BuildSpec | TrainSpec | EvaluateSpec | ReportSpec
 
 
 @dataclass(frozen=True)
@@ -225,6 +238,13 @@ class Plan:
         return [stage for stage in self.stages if stage.name == name]
 
 
+def relatives(spec: SampleSpec) -> dict[str, Any]:
+    """What the identities of two samplings must agree in for the one to hold samples of the other: a question's
+    `index`-th trace follows from the model, the prompt, the settings and the seed alone."""
+    return {"stage": "sample", "version": VERSIONS["sample"], "spec": {
+        name: canonical(getattr(spec, name)) for name in ("model", "prompt", "sampling")}}
+
+
 def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
     """The stages of one experiment.
 
@@ -235,24 +255,46 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
     model = model_spec(config.model, hasher)
     prompt = PromptSpec(config.model.system_prompt, config.model.user_template)
 
-    sample = Stage("sample", f"sample {config.data.name}", SampleSpec(
-        model=model,
-        prompt=prompt,
-        questions=questions_spec(config.data, "data", hasher, None),
-        sampling=SamplingSpec(
-            engine=resolve_engine(config.sample.engine, "sample.engine"), dtype=config.model.dtype,
-            temperature=config.sample.temperature, top_p=config.sample.top_p, top_k=config.sample.top_k,
-            seed=config.seed),
-        n=config.sample.n,
-        max_tokens=config.prefix.len if config.sample.max_tokens is None else config.sample.max_tokens,
-        trace_ratio=config.prefix.ratio if config.sample.trace_ratio is None else config.sample.trace_ratio,
-        trace_max_tokens=config.sample.trace_max_tokens,
-    ))
+    def sampling(label: str, limit: int | None, n: int, max_tokens: int | None, logprobs: bool,
+                 inputs: Mapping[str, Stage]) -> Stage:
+        return Stage("sample", label, SampleSpec(
+            model=model,
+            prompt=prompt,
+            questions=questions_spec(config.data, "data", hasher, limit),
+            sampling=SamplingSpec(
+                engine=resolve_engine(config.sample.engine, "sample.engine"), dtype=config.model.dtype,
+                temperature=config.sample.temperature, top_p=config.sample.top_p, top_k=config.sample.top_k,
+                seed=config.seed),
+            n=n,
+            max_tokens=max_tokens,
+            trace_ratio=config.prefix.ratio if config.sample.trace_ratio is None else config.sample.trace_ratio,
+            trace_max_tokens=config.sample.trace_max_tokens,
+            logprobs=logprobs,
+        ), inputs)
+
+    def diagnosis(samples: Stage, longest: int) -> Stage:
+        return Stage("diagnose", "diagnose prefixes", DiagnoseSpec(model, longest, config.diagnose.agreement),
+                     {"samples": samples})
+
+    length = config.prefix.fixed
+    first: tuple[Stage, ...]
+    if length is None:
+        pilot = sampling(f"pilot {config.data.name}", config.diagnose.questions, config.diagnose.n, config.diagnose.longest,
+                         True, {})
+        diagnose = diagnosis(pilot, config.diagnose.longest)
+        sample = sampling(f"sample {config.data.name}", None, config.sample.n, config.sample.max_tokens,
+                          config.sample.logprobs, {"diagnosis": diagnose})
+        first = (pilot, diagnose, sample)
+    else:
+        sample = sampling(f"sample {config.data.name}", None, config.sample.n,
+                          length if config.sample.max_tokens is None else config.sample.max_tokens, config.sample.logprobs, {})
+        diagnose = diagnosis(sample, config.diagnose.longest)
+        first = (sample, diagnose)
     build = Stage("build", f"build rows t={config.prefix.len} p={config.prefix.ratio:g}", BuildSpec(
-        method=config.method.name, model=model, prompt=prompt, prefix_len=config.prefix.len,
+        method=config.method.name, model=model, prompt=prompt, prefix_len=length,
         unit=config.prefix.unit, ratio=config.prefix.ratio, suffix=config.prefix.suffix, eos=config.prefix.eos,
         keep_unfinished=config.prefix.keep_unfinished, max_length=config.train.max_length,
-    ), {"samples": sample})
+    ), {"samples": sample} if length is not None else {"samples": sample, "diagnosis": diagnose})
     train = Stage("train", f"train {config.method.name.name}", TrainSpec(
         model=model, epochs=config.train.epochs, lr=config.train.lr, beta1=config.train.beta1,
         beta2=config.train.beta2, eps=config.train.eps, weight_decay=config.train.weight_decay,
@@ -278,13 +320,14 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
     after = {task: evaluate(task, trained=True) for task in tasks}
     report = Stage("report", "report", ReportSpec(
         title=f"{config.method.name.name} of {config.model.name} on {config.data.name}", model=config.model.name,
-        data=config.data.name, method=config.method.name, prefix_len=config.prefix.len, ratio=config.prefix.ratio,
+        data=config.data.name, method=config.method.name, prefix_len=length, ratio=config.prefix.ratio,
         seed=config.seed, tasks=tasks,
-    ), {"samples": sample, "rows": build, "train": train,
+    ), {**({"pilot": first[0]} if length is None else {}),
+        "samples": sample, "diagnosis": diagnose, "rows": build, "train": train,
         **{f"base:{task}": stage for task, stage in base.items()},
         **{f"trained:{task}": stage for task, stage in after.items()}})
     # Base evaluations stand next to the sampling so that one engine start serves both.
-    return Plan((sample, *base.values(), build, train, *after.values(), report))
+    return Plan((*first, *base.values(), build, train, *after.values(), report))
 
 
 def lora_spec(lora: c.LoraConfig | None) -> LoraSpec | None:

@@ -13,12 +13,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from upft import datasets, models, prefix, shapes
+from upft import datasets, diagnosis, models, prefix, shapes
 from upft.choices import CutUnit
 from upft.config import Config
 from upft.console import Console
 from upft.ledger import model_flops
-from upft.plan import BuildSpec, EvaluateSpec, Plan, SampleSpec, Stage, TrainSpec
+from upft.plan import BuildSpec, DiagnoseSpec, EvaluateSpec, Plan, SampleSpec, Stage, TrainSpec
 from upft.prompts import Prompter
 from upft.stages import build as build_stage
 from upft.store import Store
@@ -68,8 +68,10 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
         if isinstance(spec, SampleSpec):
             traces = sum(prefix.carries_trace(q.id, spec.trace_ratio) for q in questions.rows)
             prefixes = len(questions.rows) - traces
-            new = spec.n * (prefixes * spec.max_tokens + traces * spec.trace_max_tokens)
-            what = f"{prefixes:,} prefixes of {spec.max_tokens}, {traces:,} whole traces, n={spec.n}"
+            bound = _longest(cell) if spec.max_tokens is None else spec.max_tokens
+            new = spec.n * (prefixes * bound + traces * spec.trace_max_tokens)
+            named = "t=auto" if spec.max_tokens is None else str(bound)
+            what = f"{prefixes:,} prefixes of {named}, {traces:,} whole traces, n={spec.n}"
         else:
             new = spec.n * len(questions.rows) * spec.max_tokens
             what = f"{len(questions.rows):,} questions, n={spec.n}"
@@ -77,7 +79,11 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
             what += f" ({questions.duplicates} duplicates left out)"
         return Estimate(what, prompt_tokens, new, _flops(source, prompt_tokens + new, len(questions.rows) * spec.n, False))
     if isinstance(spec, TrainSpec):
-        sample, build = _base(cell), _spec(cell, BuildSpec)
+        build = cell.named("build")[0].spec
+        sample = sampling(cell).spec
+        assert isinstance(build, BuildSpec)
+        assert isinstance(sample, SampleSpec)
+        length = _longest(cell) if build.prefix_len is None else build.prefix_len
         source = models.resolve(spec.model.source)
         questions = datasets.load(sample.questions)
         prompter = Prompter(models.load_tokenizer(source, spec.model.trust_remote_code), build.prompt)
@@ -85,7 +91,7 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
         for q in questions.rows:
             trace = prefix.carries_trace(q.id, build.ratio)
             prompts += len(prompter.ids(q.text, "" if trace else build.suffix))
-            supervised += sample.trace_max_tokens if trace else build.prefix_len + build.eos
+            supervised += sample.trace_max_tokens if trace else length + build.eos
         steps = math.ceil(len(questions.rows) / spec.batch_size) * spec.epochs
         tokens = (prompts + supervised) * spec.epochs
         return Estimate(f"{len(questions.rows):,} rows, {steps:,} steps", prompts * spec.epochs, supervised * spec.epochs,
@@ -93,12 +99,25 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
     return Estimate("")
 
 
-def _base(cell: Plan) -> SampleSpec:
-    return _spec(cell, SampleSpec)
+def sampling(cell: Plan) -> Stage:
+    """The stage whose samples become rows (a pilot's do not)."""
+    return cell.named("build")[0].inputs["samples"]
 
 
-def _spec(cell: Plan, kind: type[Any]) -> Any:
-    return next(stage.spec for stage in cell.stages if isinstance(stage.spec, kind))
+def _longest(cell: Plan) -> int:
+    """The longest prefix that prefix.len=auto may come to."""
+    spec = cell.named("diagnose")[0].spec
+    assert isinstance(spec, DiagnoseSpec)
+    return spec.longest
+
+
+def _length(spec: BuildSpec, cell: Plan, store: Store) -> int | None:
+    """The prefix length; None where a diagnosis that is not there yet will find it."""
+    if spec.prefix_len is not None:
+        return spec.prefix_len
+    stage = cell.named("diagnose")[0]
+    found = store.find(stage.name, stage.key)
+    return None if found is None else diagnosis.suggested_length(found.path)
 
 
 def _flops(source: Any, tokens: int, sequences: int, backward: bool) -> float:
@@ -110,7 +129,7 @@ def _flops(source: Any, tokens: int, sequences: int, backward: bool) -> float:
 
 def rows(cell: Plan, store: Store) -> list[dict[str, Any]]:
     """The first row of each kind: built ones where the samples are there, else with gaps for what is unsampled."""
-    sample, build = cell.named("sample")[0], cell.named("build")[0]
+    sample, build = sampling(cell), cell.named("build")[0]
     built = store.find(build.name, build.key)
     if built is not None:
         return list(built.json("rows.json")["examples"])
@@ -119,10 +138,13 @@ def rows(cell: Plan, store: Store) -> list[dict[str, Any]]:
     assert isinstance(sample.spec, SampleSpec)
     tokenizer = models.load_tokenizer(models.resolve(spec.model.source), spec.model.trust_remote_code)
     prompter = Prompter(tokenizer, spec.prompt)
-    sampled = store.find(sample.name, sample.key)
-    if sampled is not None:
-        made, _ = build_stage.build(spec, sampled.path, prompter)
-        return [build_stage.example(row, tokenizer) for row in build_stage.firsts(made)]
+    sampled, length = store.find(sample.name, sample.key), _length(spec, cell, store)
+    kinds = 1 if spec.ratio in (0, 1) else 2
+    if sampled is not None and length is not None:
+        made = build_stage.build(spec, length, sampled.path, prompter, build_stage.Tally())
+        return [build_stage.example(row, tokenizer) for row in build_stage.firsts(made, kinds)]
+    shown = f"t=auto (<= {_longest(cell)})" if length is None else str(length)
+    gap = [GAP] * (_longest(cell) if length is None else length)
     found: dict[str, dict[str, Any]] = {}
     for question in datasets.load(sample.spec.questions).rows:
         kind = "trace" if prefix.carries_trace(question.id, spec.ratio) else "prefix"
@@ -135,15 +157,15 @@ def rows(cell: Plan, store: Store) -> list[dict[str, Any]]:
             segments.append([f"‹up to {sample.spec.trace_max_tokens} sampled tokens, with the stop token›", True])
         else:
             cut = "sampled tokens" if spec.unit is CutUnit.token else "words, or tokens if these are fewer"
-            segments.append([f"‹{spec.prefix_len} {cut}›", True])
-            ids += [GAP] * spec.prefix_len
-            labels += [GAP] * spec.prefix_len
+            segments.append([f"‹{shown} {cut}›", True])
+            ids += gap
+            labels += gap
             if spec.eos:
                 segments.append([tokenizer.decode([prompter.eos_id], skip_special_tokens=False), True])
                 ids.append(prompter.eos_id)
                 labels.append(prompter.eos_id)
         found[kind] = {"kind": kind, "question_id": question.id, "segments": segments, "input_ids": ids, "labels": labels}
-        if len(found) == 2 or spec.ratio in (0, 1):
+        if len(found) == kinds:
             break
     return list(found.values())
 

@@ -7,6 +7,7 @@ that no longer agrees with its checksum is dropped; both are counted and never t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -38,25 +39,47 @@ class SampleLog:
 
     def _cut(self) -> int:
         """Take an incomplete last line away; where the log ends then, bytes."""
-        content = self.path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
+        size = end = os.fstat(self._file).st_size
+        while end > 0:  # backwards: a log may be larger than the memory
+            begin = max(0, end - (1 << 20))
+            found = os.pread(self._file, end - begin, begin).rfind(b"\n")
+            if found >= 0:
+                end = begin + found + 1
+                break
+            end = begin
+        if end < size:
             os.ftruncate(self._file, end)
             self.dropped += 1
         return end
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Every whole record, in the order written. Counts damaged lines in `dropped`."""
+    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(place, record) of every whole record, in the order written. Counts damaged lines in `dropped`."""
+        place = 0
         with self.path.open("rb") as stream:
             for line in stream:
                 record = _parsed(line)
                 if record is None:
                     self.dropped += 1
                 else:
-                    yield record
+                    yield place, record
+                place += len(line)
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one record. Raises OSError where the disk is full; the log then ends with the last whole record."""
+    def at(self, place: int) -> dict[str, Any]:
+        """The record at a place that `read` or `append` gave."""
+        line, size = b"", 1 << 12
+        while not line.endswith(b"\n"):
+            piece = os.pread(self._file, size, place + len(line))
+            line += piece[:piece.index(b"\n") + 1] if b"\n" in piece else piece
+            if not piece:
+                break
+        record = _parsed(line)
+        if record is None:
+            raise OSError(errno.EIO, f"{self.path} changed while it was in use")
+        return record
+
+    def append(self, record: dict[str, Any]) -> int:
+        """Write one record; its place. Raises OSError where the disk is full; the log then ends with the last whole
+        record."""
         body = json.dumps(record, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(body), body)
         try:
@@ -66,10 +89,11 @@ class SampleLog:
         except OSError:
             os.ftruncate(self._file, self._end)
             raise
-        self._end += len(line)
+        place, self._end = self._end, self._end + len(line)
         if time.monotonic() - self._synced >= SYNC_S:
             os.fsync(self._file)
             self._synced = time.monotonic()
+        return place
 
     def close(self) -> None:
         """Force everything to the disk; a second call does nothing."""

@@ -139,6 +139,20 @@ class Store:
                           "run the same command with run.repair=true to set it aside and build it again")
         return Artifact(stage, key, path)
 
+    def related(self, stage: str, like: Mapping[str, Any]) -> list[Artifact]:
+        """Finished, whole artifacts of a stage whose identity agrees with `like` wherever `like` says something, by key."""
+        found = []
+        for path in sorted((self.root / stage).glob("*/spec.json")):
+            if path.parent.suffix == ".partial":
+                continue
+            try:
+                identity = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if _agrees(identity, like) and _problem(path.parent) is None:
+                found.append(Artifact(stage, path.parent.name, path.parent))
+        return found
+
     def set_aside(self, stage: str, key: str) -> Path:
         """Move an artifact out of the way, keeping it; returns where it went."""
         target = self.root / ".corrupt" / f"{stage}-{key}-{time.time_ns()}"
@@ -206,6 +220,12 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _agrees(value: Any, like: Any) -> bool:
+    if isinstance(like, Mapping):
+        return isinstance(value, dict) and all(k in value and _agrees(value[k], v) for k, v in like.items())
+    return bool(value == like)
 
 
 def provenance(started: float) -> dict[str, Any]:

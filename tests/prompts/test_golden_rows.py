@@ -18,7 +18,7 @@ from upft import prefix
 from upft.choices import CutUnit, MethodName
 from upft.plan import BuildSpec, HubRef, ModelSpec, PromptSpec
 from upft.prompts import Prompter
-from upft.stages.build import build
+from upft.stages.build import Tally, build
 
 WEIGHTS = Path(__file__).parents[2] / "upft" / "toy" / "weights"
 SUFFIX = (" Please provide the initial step towards resolving the question. This step may serve as a foundation "
@@ -90,8 +90,8 @@ class Bench:
             method=MethodName.upft, model=ModelSpec(HubRef("acme/model", "0" * 40), False),
             prompt=PromptSpec(None, "{question}"), prefix_len=T, unit=CutUnit.token, ratio=RATIO, suffix=SUFFIX,
             eos=True, keep_unfinished=False, max_length=3072)
-        rows, _ = build(replace(spec, **changes), self.folder, self.prompter)
-        return rows
+        spec = replace(spec, **changes)
+        return list(build(spec, spec.prefix_len, self.folder, self.prompter, Tally()))
 
     def row(self, question: str, completion: list[int], **changes: Any) -> prefix.Row:
         (row,) = self.rows(question, completion, **changes)

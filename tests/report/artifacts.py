@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from upft.choices import MethodName
+from upft.diagnosis import Diagnosis, Trace
 from upft.ledger import Ledger
 from upft.plan import ReportSpec
 from upft.toy.arithmetic import Difficulty, problems, solution
@@ -46,16 +47,34 @@ def answer(id: str, right: bool, index: int = 0, **more: Any) -> dict[str, Any]:
             "tokens": 10, **more}
 
 
-def making(root: Path, examples: list[Any] | None = None, steps: int = 4) -> dict[str, Path]:
-    """The folders of sample, build and train."""
+def diagnose(n: int, longest: int, logprobs: bool = False) -> dict[str, Any]:
+    """diagnosis.json of 40 prefix questions and 8 whole ones, `n` traces each, that go apart at random."""
+    rng, found = random.Random(5), Diagnosis(longest)
+    for question in range(48):
+        traces = []
+        for _ in range(n):
+            ids = [rng.choices(range(4), (90, 5, 3, 2))[0] for _ in range(longest if question < 40 else 150 + question)]
+            traces.append(Trace(ids, "length" if question < 40 else "stop", question >= 40,
+                                [-0.5 / (1 + t) for t in range(len(ids))] if logprobs else None, question > 41))
+        found.add(traces)
+    return found.found(0.2)
+
+
+def making(root: Path, examples: list[Any] | None = None, steps: int = 4,
+           diagnosed: dict[str, Any] | None = None) -> dict[str, Path]:
+    """The folders of sample, diagnose, build and train."""
     sample = write(root / "sample" / KEY, {"samples.json": {
         "questions": 96, "duplicates": 2, "too_long": 0, "prefix_requests": 86, "trace_requests": 10, "engine": "vllm"}},
         Ledger(prompt_tokens=9_600, sampled_tokens=1_500, flops=4.4e10, seconds=12.5, peak_memory_bytes=900 * 2**20),
         spec={"stage": "sample", "spec": {"n": 1, "max_tokens": 8}})
+    diagnosis = write(root / "diagnose" / KEY, {"diagnosis.json": diagnosed or diagnose(1, 10)},
+                      Ledger(seconds=0.25, peak_memory_bytes=200 * 2**20), spec={"stage": "diagnose", "spec": {"longest": 64}})
     rows = write(root / "build" / KEY, {"rows.json": {
+        "prefix_len": 8, "prefix_len_from": "config",
         "prefix_rows": 86, "trace_rows": 9, "left_out": {"the whole trace was cut by the length limit": 1},
         "mean_supervised": 15.25, "mean_prompt": 101.5, "examples": examples or []}},
-        Ledger(seconds=0.75, peak_memory_bytes=300 * 2**20), spec={"stage": "build", "spec": {"prefix_len": 8}})
+        Ledger(discarded_tokens=120, seconds=0.75, peak_memory_bytes=300 * 2**20),
+        spec={"stage": "build", "spec": {"prefix_len": 8}})
     rng = random.Random(1)
     metrics = [{"step": n + 1, "loss": 0.4 + 0.8 * 0.97**n + rng.gauss(0, 0.04), "lr": 5e-4, "grad_norm": 1.0,
                 "tokens_per_s": 9000.0, "seconds": 0.1 * n} for n in range(steps)]
@@ -63,7 +82,7 @@ def making(root: Path, examples: list[Any] | None = None, steps: int = 4) -> dic
         "rows": 95, "steps": steps, "epochs": 2, "first_loss": 1.234, "last_loss": 0.456, "lr": 5e-4, "parameters": 2_100_000}},
         Ledger(supervised_tokens=2_900, forward_tokens=22_000, padding_tokens=640, flops=2.5e11, seconds=65.0,
                peak_memory_bytes=1200 * 2**20), {"metrics.jsonl": metrics}, spec={"stage": "train", "spec": {"lr": 5e-4}})
-    return {"samples": sample, "rows": rows, "train": train}
+    return {"samples": sample, "diagnosis": diagnosis, "rows": rows, "train": train}
 
 
 def evaluated(root: Path, name: str, rows: Iterable[Any]) -> Path:
@@ -103,7 +122,7 @@ def realistic(root: Path) -> tuple[ReportSpec, dict[str, Path]]:
         {"kind": "trace", "segments": [
             [f"<|bos|><|user|>{drawn[1].question}<|assistant|>", False],
             [solution(drawn[1], "careful", random.Random(0)) + "<|eos|>", True]]}]
-    inputs = making(root, examples, steps=180)
+    inputs = making(root, examples, steps=180, diagnosed=diagnose(8, 24, logprobs=True))
     inputs["base:arithmetic"] = evaluated(root, "a0", answers({"careful": 0.45, "hasty": 0.33, "guess": 0.22}, 1))
     inputs["trained:arithmetic"] = evaluated(root, "a1", answers({"careful": 0.78, "hasty": 0.16, "guess": 0.06}, 2))
     inputs["base:aime24"] = evaluated(root, "b0", hard(3))

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from artifacts import answer, evaluated, making, realistic, spec
+from artifacts import answer, diagnose, evaluated, making, realistic, spec
 
 from upft.report import page
 from upft.report.evidence import Answer, Answers
@@ -133,6 +133,63 @@ def test_findings_and_tables_show_the_results(html: str, changed: tuple[str, str
                  "mean trained length 15.2 tokens", "rows left out 1 (the whole trace was cut by the length limit)",
                  "responses only", "11,100", "22,000", "node-7", "0f0f0f0f0f + changes", "torch 2.13.0"):
         assert text in words, text
+
+
+def section(html: str) -> str:
+    """What stands under `Before training`, markup and all."""
+    start = html.index("<h2>Before training: how alike solutions begin</h2>")
+    return html[start:html.index("<h2>", start + 4)]
+
+
+def cells(html: str) -> list[list[str]]:
+    """Text of each cell of the first table's body."""
+    body = html[html.index("<tbody>"):html.index("</tbody>")]
+    return [[Page(cell).words for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
+            for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL)]
+
+
+def test_how_alike_solutions_begin_is_told_at_a_few_lengths(html: str) -> None:
+    found, told = diagnose(8, 24, logprobs=True), section(html)
+    curve, suggested = found["curve"], found["suggested"]
+    assert 1 < suggested < 24
+    assert [row[0] for row in cells(told)] == [str(t) for t in sorted({1, 2, 4, 8, 16, 24, suggested})]
+    for row in cells(told):
+        t = int(row[0]) - 1
+        low, high = (100 * curve[end][t] for end in ("low", "high"))
+        assert row[1:] == [f"{100 * curve['agreement'][t]:.1f}%", f"[{low:.1f}, {high:.1f}]",
+                           f"{curve['distinct_prefixes'][t]:.1f}", f"{curve['traces_a_prefix'][t]:.1f}", "48",
+                           f"{found['entropy']['nats'][t]:.2f}"]
+    (marked,) = re.findall(r'<tr class="sum"><th[^>]*>(\d+)</th>', told)
+    assert int(marked) == suggested
+    words = Page(told).words
+    assert f"Suggested prefix length: {suggested} tokens." in words
+    assert found["reason"] in words
+    for text in ("questions 48", "traces a question 8", "320, 24.0 tokens on average; 0.0% ended by themselves",
+                 "64, 193.5 tokens on average, median 193.5", "of these with a box 75.0%", "ended by themselves 100.0%"):
+        assert text in words, text
+    assert re.findall(r'id="beginnings-alt" hidden>(.*?)</div>', told) == [
+        f"Share of pairs of a question&#39;s traces that agree so far: {100 * curve['agreement'][0]:.1f}% at 1 token, "
+        f"{100 * curve['agreement'][23]:.1f}% at 24. Entropy of the sampler in nats: 0.50 at position 1, 0.02 at position 24. "
+        f"Suggested prefix length: {suggested} tokens."]
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_with_one_trace_a_question_the_page_says_why_agreement_is_not_known(logprobs: bool, tmp_path: Path) -> None:
+    inputs = making(tmp_path, diagnosed=diagnose(1, 8, logprobs))
+    inputs["base:toy"] = inputs["trained:toy"] = evaluated(tmp_path, "base", [answer(f"{n}", n > 1) for n in range(4)])
+    (tmp_path / "out").mkdir()
+    report.run(spec("toy"), inputs, tmp_path / "out", None)  # type: ignore[arg-type]
+    told = section((tmp_path / "out" / "report.html").read_text())
+    words = Page(told).words
+    assert words.count("One trace of each question was sampled, so how alike two begin is not known") == 1
+    assert "Suggested prefix length" not in words
+    assert "questions 48" in words
+    assert (tmp_path / "out" / "figures" / "beginnings.svg").is_file() == logprobs
+    if logprobs:
+        assert cells(told) == [["1", "0.50"], ["2", "0.25"], ["4", "0.12"], ["8", "0.06"]]
+        assert "agree" not in Page(told[told.index("<table"):]).words
+    else:
+        assert "<table" not in told
 
 
 def test_supervised_tokens_are_marked_and_prompts_are_not(html: str) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from artifacts import answer, evaluated, making, realistic, spec
+from artifacts import answer, diagnose, evaluated, making, realistic, spec, write
 from rich.console import Console as RichConsole
 from scipy import stats
 
 from upft.errors import DataError
+from upft.ledger import Ledger
 from upft.report import wording
 from upft.report.console import summary_table
 from upft.stages import report
@@ -71,16 +73,36 @@ def test_openings_split_the_change_into_coverage_and_accuracy(cell: dict[str, An
 
 
 def test_costs_and_both_token_counts(cell: dict[str, Any]) -> None:
-    assert cell["tokens"] == {"sampled": 1500, "sampled_with_prompts": 11100, "trained": 2900, "trained_with_prompts": 22000,
-                              "trained_padding": 640}
+    assert cell["tokens"] == {"sampled": 1500, "sampled_with_prompts": 11100, "discarded": 120, "trained": 2900,
+                              "trained_with_prompts": 22000, "trained_padding": 640}
     assert [(s["role"], s["making"]) for s in cell["stages"]] == [
-        ("samples", True), ("rows", True), ("train", True), ("base:toy", False), ("trained:toy", False)]
+        ("samples", True), ("diagnosis", True), ("rows", True), ("train", True), ("base:toy", False), ("trained:toy", False)]
     made, measured, total = (cell["totals"][name] for name in ("making", "evaluating", "all"))
-    assert (made["seconds"], measured["seconds"], total["seconds"]) == (78.25, 40.0, 118.25)
+    assert (made["seconds"], measured["seconds"], total["seconds"]) == (78.5, 40.0, 118.5)
     assert (made["sampled_tokens"], measured["sampled_tokens"], total["sampled_tokens"]) == (1500, 10000, 11500)
     assert total["peak_memory_bytes"] == made["peak_memory_bytes"] == 1200 * 2**20  # the largest, not the sum
     assert cell["training"]["mean_trained_length"] == 15.25
     assert (cell["training"]["prefix_rows"], cell["training"]["trace_rows"], cell["training"]["steps"]) == (86, 9, 4)
+
+
+def test_the_length_that_was_used_is_told_and_a_pilot_belongs_to_the_cost(tmp_path: Path) -> None:
+    found = diagnose(4, 12)
+    inputs = making(tmp_path, diagnosed=found)
+    built = json.loads((inputs["rows"] / "rows.json").read_text())
+    (inputs["rows"] / "rows.json").write_text(json.dumps({**built, "prefix_len": 5, "prefix_len_from": "diagnosis"}))
+    inputs["pilot"] = write(tmp_path / "pilot", {}, Ledger(prompt_tokens=100, sampled_tokens=400, seconds=2.0))
+    replace(Ledger.read(inputs["samples"]), reused_tokens=30).write(inputs["samples"])
+    for side in ("base", "trained"):
+        inputs[f"{side}:toy"] = evaluated(tmp_path, side, [answer(f"{n:02d}", n != 3) for n in range(40)])
+    told = run(replace(spec("toy"), prefix_len=None), inputs, tmp_path / "out")
+    assert (told["prefix_len"], told["prefix_len_from"]) == (5, "diagnosis")
+    assert told["diagnosis"] == found
+    assert [(s["role"], s["label"], s["making"]) for s in told["stages"]][:3] == [
+        ("pilot", "sample the pilot", True), ("samples", "sample", True), ("diagnosis", "diagnose prefixes", True)]
+    assert told["totals"]["making"]["seconds"] == 80.5
+    tokens = told["tokens"]
+    assert (tokens["sampled"], tokens["sampled_with_prompts"], tokens["discarded"]) == (1870, 11570, 490)
+    assert "(suggested by a pilot sampling)" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_headline_says_it_in_words(cell: dict[str, Any]) -> None:
@@ -126,8 +148,9 @@ def test_the_same_artifacts_give_the_same_report(tmp_path: Path) -> None:
     run(task_spec, inputs, tmp_path / "two")
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     assert [str(f) for f in files] == [
-        "figures/accuracy.pdf", "figures/accuracy.svg", "figures/loss.pdf", "figures/loss.svg", "figures/styles-0.pdf",
-        "figures/styles-0.svg", "ledger.json", "report.html", "results.json"]
+        "figures/accuracy.pdf", "figures/accuracy.svg", "figures/beginnings.pdf", "figures/beginnings.svg",
+        "figures/loss.pdf", "figures/loss.svg", "figures/styles-0.pdf", "figures/styles-0.svg", "ledger.json", "report.html",
+        "results.json"]
     for name in files:
         if name.name != "ledger.json":
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
@@ -138,13 +161,14 @@ def test_summaries_may_be_missing(tmp_path: Path) -> None:
     for side in ("base", "trained"):
         inputs[f"{side}:toy"] = evaluated(tmp_path, side, [
             {"id": str(n), "index": 0, "right": n < 5} for n in range(10)])
-    for name in ("samples/samples.json", "rows/rows.json", "train/train.json", "train/metrics.jsonl", "train/spec.json",
-                 "train/provenance.json", "base:toy/scores.json"):
+    for name in ("samples/samples.json", "diagnosis/diagnosis.json", "rows/rows.json", "train/train.json",
+                 "train/metrics.jsonl", "train/spec.json", "train/provenance.json", "base:toy/scores.json"):
         role, _, file = name.partition("/")
         (inputs[role] / file).unlink()
     found = run(spec("toy"), inputs, tmp_path / "out")
     assert found["tasks"]["toy"]["base"]["accuracy"]["value"] == 0.5
     assert found["training"]["mean_trained_length"] is None
+    assert (found["diagnosis"], found["prefix_len"]) == (None, 8)
     assert "mean trained length, tokens — —" in table(found)
 
 
@@ -209,7 +233,8 @@ def test_terminal_table(cell: dict[str, Any]) -> None:
     (wording.seconds(3599.6), "1 h 00 min"), (wording.seconds(245), "4 min 05 s"), (wording.seconds(7_380), "2 h 03 min"),
     (wording.memory(900 * 2**20), "900 MiB"), (wording.memory(1.43 * 2**30), "1.43 GiB"),
     (wording.flops(1.234e15), "1.23 PFLOP"), (wording.flops(4.4e10), "44 GFLOP"), (wording.flops(12), "12 FLOP"),
-    (wording.count(1234567), "1,234,567"),
+    (wording.count(1234567), "1,234,567"), (wording.tokens(1), "1 token"), (wording.tokens(1024), "1,024 tokens"),
+    (wording.nats(0.456), "0.46"), (wording.nats(None), "—"),
 ])
 def test_formats(text: str, expected: str) -> None:
     assert text == expected

@@ -79,15 +79,19 @@ def test_a_model_without_an_end_token_is_refused(copied: Path) -> None:
 
 def test_requests_are_fitted_to_the_context() -> None:
     exact = Request("a", (1,) * 10, 6, 0)
-    assert fitted([exact], 16, "m") == [exact]
-    assert fitted([Request("a", (1,) * 10, 99, 0)], 16, "m")[0].max_tokens == 6
-    assert fitted([Request("a", (1,) * 15, 99, 0)], 16, "m")[0].max_tokens == 1
+    assert list(fitted([exact], 16, "m")) == [exact]
+    assert next(fitted([Request("a", (1,) * 10, 99, 0)], 16, "m")).max_tokens == 6
+    assert next(fitted([Request("a", (1,) * 15, 99, 0)], 16, "m")).max_tokens == 1
     with pytest.raises(EngineError, match="request a: its prompt of 16 tokens fills the context"):
         fitted([Request("a", (1,) * 16, 1, 0)], 16, "m")
     with pytest.raises(EngineError, match="0 prompt tokens"):
         fitted([Request("a", (), 1, 0)], 16, "m")
     with pytest.raises(EngineError, match="max_tokens=0"):
         fitted([Request("a", (1,), 0, 0)], 16, "m")
+    lazily = fitted(iter([exact, Request("b", (), 1, 0)]), 16, "m")
+    assert next(lazily) == exact
+    with pytest.raises(EngineError, match="request b: 0 prompt tokens"):
+        next(lazily)
 
 
 @pytest.mark.parametrize("kind", list(Engine))

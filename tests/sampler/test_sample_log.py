@@ -8,7 +8,7 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_kill_9_at_any_moment_loses_and_repeats_nothing(
         child.join()
         kills += 1
         with SampleLog(tmp_path) as kept:
-            count = len({record["id"] for record in kept.read()})
+            count = len({(record["id"], record["index"]) for _, record in kept.read()})
         assert count >= seen, "what was there once stays"
         seen = count
         if kills % 5 == 0 and seen > 6:  # start over now and then: kills early and late
@@ -70,7 +70,7 @@ def test_kill_9_at_any_moment_loses_and_repeats_nothing(
     rescue = Rescue()
     assert roll_out(engine, SAMPLING, prompts, 2, 7, QUIET, "sampling", tmp_path, rescue) == whole
     with SampleLog(tmp_path) as kept:
-        names = [record["id"] for record in kept.read()]
+        names = [(record["id"], record["index"]) for _, record in kept.read()]
     assert len(names) == len(set(names)) == len(whole), "no sample was paid for twice"
     assert rescue.reused == seen
 
@@ -106,9 +106,10 @@ class _Asked:
         self._engine, self._lives, self.asked = engine, lives, 0
         self.context = engine.context
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        self.asked += len(requests)
-        for count, completion in enumerate(self._engine.generate(requests, sampling)):
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        taken = list(requests)
+        self.asked += len(taken)
+        for count, completion in enumerate(self._engine.generate(taken, sampling)):
             if count == self._lives:
                 raise EngineError("out of memory", "lower compute.sample_batch")
             yield completion

@@ -163,6 +163,64 @@ def test_completions_stream_and_a_call_given_up_leaves_no_trace(engine: VllmEngi
     assert list(engine.generate(requests, endless)) == whole
 
 
+def test_requests_are_taken_in_as_they_are_drawn(engine: VllmEngine) -> None:
+    """More requests than are held at once: read bit by bit, the same completions, the same again."""
+    requests = [replace(r, max_tokens=3) for r in some_requests(3000)]
+    read = 0
+
+    def lazily() -> Iterator[Request]:
+        nonlocal read
+        for request in requests:
+            read += 1
+            yield request
+
+    stream = engine.generate(lazily(), SAMPLED)
+    first = next(stream)
+    assert read < len(requests), "all were read before any was drawn"
+    whole = {first.id: first, **found(stream)}
+    assert read == len(whole) == len(requests)
+    assert found(engine.generate(lazily(), SAMPLED)) == whole
+    given_up = engine.generate(lazily(), SAMPLED)
+    next(given_up)
+    given_up.close()
+    assert found(engine.generate(requests[:40], SAMPLED)) == {r.id: whole[r.id] for r in requests[:40]}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, 0.9, 30, frozenset({EOS}), 0)])
+def test_log_probabilities_are_those_of_the_embedded_engine(
+        engine: VllmEngine, model_folder: Path, sampling: Sampling) -> None:
+    """Of the same tokens: what vLLM drew is scored again by hand."""
+    from transformers import LlamaForCausalLM
+
+    requests, scored = some_requests(20), replace(sampling, logprobs=True)
+    got = found(engine.generate(requests, scored))
+    plain = found(engine.generate(requests, sampling))
+    assert {n: c.ids for n, c in got.items()} == {n: c.ids for n, c in plain.items()}
+    assert all(c.logprobs is None for c in plain.values())
+    model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    for request in requests:
+        completion = got[request.id]
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*request.prompt_ids, *completion.ids]])).logits[0]
+        for row, token, given in zip(logits[len(request.prompt_ids) - 1:-1].double(), completion.ids, completion.logprobs,
+                                     strict=True):
+            scores = row / (sampling.temperature or 1.0)
+            kept = scores.argsort(descending=True)[:sampling.top_k or None]
+            kept = kept[:int((scores[kept].softmax(0).cumsum(0) < sampling.top_p).sum()) + 1]
+            near = (kept == token).nonzero()
+            if len(near):  # rounding may put a token on the edge inside or outside
+                assert given == pytest.approx(float(scores[kept].log_softmax(0)[near.item()]), abs=0.02)
+
+
+def test_a_prompt_that_was_read_is_not_read_again(engine: VllmEngine) -> None:
+    prompt = tuple(range(3, 150))  # vLLM keeps whole blocks only, on a CPU of 128 tokens
+    requests = [Request(str(i), prompt, 2, i) for i in range(600)]
+    cached = [c.cached for c in engine.generate(requests, SAMPLED)]
+    assert max(cached) >= 64
+    assert min(cached) == 0
+    assert sum(c > 0 for c in cached) >= 300
+
+
 def test_a_model_vllm_cannot_take_is_a_model_error(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "strange")
     rewrite(folder / "config.json", architectures=["NobodysForCausalLM"], model_type="nobodys")

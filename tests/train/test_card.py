@@ -58,7 +58,9 @@ def facts_of(tmp_path: Path) -> Callable[[TrainSpec], card.Facts]:
         rows.mkdir(exist_ok=True)
         out.mkdir(exist_ok=True)
         (rows / "spec.json").write_text(json.dumps({"stage": "build", "spec": canonical(building(spec.model.source))}))
-        (rows / "rows.json").write_text(json.dumps({"prefix_rows": 10_801, "trace_rows": 1_187, "mean_supervised": 61.44}))
+        (rows / "rows.json").write_text(json.dumps({
+            "prefix_len": 32, "prefix_len_from": "config", "prefix_rows": 10_801, "trace_rows": 1_187,
+            "mean_supervised": 61.44}))
         Ledger(seconds=3.0, peak_memory_bytes=2**30).write(rows)
         Ledger(supervised_tokens=1_234_567, forward_tokens=7_654_321, flops=3.2e17, seconds=3_723.0,
                peak_memory_bytes=9 * 2**30, peak_device_bytes=71 * 2**30).write(out)

@@ -66,7 +66,8 @@ def rows_artifact(folder: Path, model: Path, rows: list[Row]) -> Path:
                       CutUnit.token, 0.0, "", True, False, 256)
     folder.mkdir()
     write_rows(folder / "rows.arrow", rows)
-    (folder / "rows.json").write_text(json.dumps({"prefix_rows": len(rows), "trace_rows": 0, "mean_supervised": 9.5}))
+    (folder / "rows.json").write_text(json.dumps({"prefix_len": 30, "prefix_len_from": "config", "prefix_rows": len(rows),
+                                                 "trace_rows": 0, "mean_supervised": 9.5}))
     (folder / "spec.json").write_text(json.dumps({"stage": "build", "spec": canonical(build)}))
     return folder
 

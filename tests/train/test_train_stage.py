@@ -27,7 +27,8 @@ def stage(model_folder: Callable, make_rows: Callable, tmp_path: Path) -> Callab
     source, rows = model_folder(), tmp_path / "rows"
     rows.mkdir()
     write_rows(rows / "rows.arrow", make_rows(20))
-    (rows / "rows.json").write_text(json.dumps({"prefix_rows": 20, "trace_rows": 0, "mean_supervised": 9.5}))
+    (rows / "rows.json").write_text(json.dumps({"prefix_len": 30, "prefix_len_from": "config", "prefix_rows": 20,
+                                               "trace_rows": 0, "mean_supervised": 9.5}))
     build = BuildSpec(MethodName.upft, ModelSpec(model_ref(source, Hasher()), False), PromptSpec(None, "{question}"), 30,
                       CutUnit.token, 0.0, "", True, False, 256)
     (rows / "spec.json").write_text(json.dumps({"stage": "build", "spec": canonical(build)}))

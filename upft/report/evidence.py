@@ -95,12 +95,13 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a report tells. samples, rows, train: the stages' summaries; metrics: a dict a training step;
-    tasks: name -> (base, trained)."""
+    """Everything a report tells. samples, diagnosis, rows, train: the stages' summaries; metrics: a dict a training
+    step; tasks: name -> (base, trained)."""
 
     spec: ReportSpec
     stages: tuple[StageRecord, ...]
     samples: Mapping[str, Any]
+    diagnosis: Mapping[str, Any]
     rows: Mapping[str, Any]
     train: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...]

@@ -61,7 +61,7 @@ class Drawn:
 
 
 def draw(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Drawn]:
-    """Every figure that there is something to draw for, by name: accuracy, loss, styles-<task>."""
+    """Every figure that there is something to draw for, by name: accuracy, styles-<task>, beginnings, loss."""
     import matplotlib as mpl
 
     with mpl.rc_context():
@@ -73,6 +73,9 @@ def draw(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> di
                 name = f"styles-{number}"
                 alt = f"Share and accuracy of each way to open a solution on {task}, base and {results['method']}"
                 figures[name] = _drawn(name, alt, _styles(entry["styles"], results["method"]))
+        diagnosis = results["diagnosis"]
+        if diagnosis is not None and (len(diagnosis["curve"]["t"]) > 1 or diagnosis["entropy"] is not None):
+            figures["beginnings"] = _drawn("beginnings", _beginnings_alt(diagnosis), _beginnings(diagnosis))
         losses = [(int(m["step"]), float(m["loss"])) for m in metrics if "step" in m and "loss" in m]
         if len(losses) > 1:
             alt = f"Training loss from {losses[0][1]:.3f} at step {losses[0][0]} to {losses[-1][1]:.3f} at step {losses[-1][0]}"
@@ -159,6 +162,50 @@ def _styles(styles: Mapping[str, Any], method: str) -> Figure:
     figure.legend(keys, ["base", method], loc="outside upper left", ncols=2, frameon=False, handletextpad=0.3,
                   columnspacing=1.2)
     return figure
+
+
+def _beginnings(diagnosis: Mapping[str, Any]) -> Figure:
+    curve, entropy = diagnosis["curve"], diagnosis["entropy"]
+    panels = [name for name, there in (("agreement", len(curve["t"]) > 1), ("entropy", entropy is not None)) if there]
+    figure, grid = _figure(2.4, ncols=len(panels), squeeze=False)
+    for axes, panel in zip(grid[0], panels, strict=True):
+        if panel == "agreement":
+            axes.fill_between(curve["t"], [100 * x for x in curve["low"]], [100 * x for x in curve["high"]], color=BASE,
+                              alpha=0.25, linewidth=0)
+            axes.plot(curve["t"], [100 * x for x in curve["agreement"]], color=BASE, linewidth=1.6)
+            axes.axhline(100 * diagnosis["agreement_threshold"], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+            axes.set_ylim(0, 103)
+            axes.set_title("pairs that agree so far, %", fontweight="normal", color=MUTED)
+        else:
+            axes.plot(entropy["t"], entropy["nats"], color=BASE, linewidth=1.6)
+            axes.set_ylim(0, max(1.08 * max(entropy["nats"]), 0.1))
+            axes.set_title("entropy of each token, nats", fontweight="normal", color=MUTED)
+        if diagnosis["suggested"] is not None:
+            axes.axvline(diagnosis["suggested"], color=TRAINED, linewidth=1.4)
+        last = (curve if panel == "agreement" else entropy)["t"][-1]
+        ticks = [2**n for n in range(last.bit_length())]
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.minorticks_off()
+        axes.set_xlim(0.95, last * 1.05)
+        axes.set_xlabel("tokens" if panel == "agreement" else "position")
+        axes.grid(True, axis="y")
+        axes.grid(False, axis="x")
+        axes.tick_params(axis="y", labelcolor=MUTED)
+    return figure
+
+
+def _beginnings_alt(diagnosis: Mapping[str, Any]) -> str:
+    curve, entropy, parts = diagnosis["curve"], diagnosis["entropy"], []
+    if len(curve["t"]) > 1:
+        parts.append(f"Share of pairs of a question's traces that agree so far: {wording.percent(curve['agreement'][0])} at 1 "
+                     f"token, {wording.percent(curve['agreement'][-1])} at {curve['t'][-1]}.")
+    if entropy is not None:
+        parts.append(f"Entropy of the sampler in nats: {entropy['nats'][0]:.2f} at position 1, {entropy['nats'][-1]:.2f} at "
+                     f"position {entropy['t'][-1]}.")
+    if diagnosis["suggested"] is not None:
+        parts.append(f"Suggested prefix length: {wording.tokens(diagnosis['suggested'])}.")
+    return " ".join(parts)
 
 
 def _loss(losses: Sequence[tuple[int, float]]) -> Figure:

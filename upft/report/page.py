@@ -51,6 +51,8 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
         rows=evidence.rows.get("examples", []),
         pairs={task: differing(base, trained) for task, (base, trained) in evidence.tasks.items()},
         facts=_facts(results["training"]),
+        beginnings=lengths(results["diagnosis"]) if results["diagnosis"] else [],
+        sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
         made=[_made(record) for record in evidence.stages], versions=_versions(evidence.stages), shorten=shorten,
     )
 
@@ -113,6 +115,32 @@ def _facts(t: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("loss, first and last step", f"{t['first_loss']:.3f} → {t['last_loss']:.3f}" if t["first_loss"] is not None else None),
     ]
     return [(name, value) for name, value in facts if value is not None]
+
+
+def lengths(diagnosis: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is known at 1, 2, 4, ... tokens, at the suggested length and at the last: a row of the page's table each."""
+    curve, entropy = diagnosis["curve"], diagnosis["entropy"]
+    known = len(curve["t"]) or (len(entropy["t"]) if entropy else 0)
+    wanted = {2**n for n in range(known.bit_length())} | {diagnosis["suggested"] or known, known} if known else set()
+    return [{"t": t, "suggested": t == diagnosis["suggested"],
+             **{name: values[t - 1] if t <= len(values) else None for name, values in curve.items() if name != "t"},
+             "nats": entropy["nats"][t - 1] if entropy and t <= len(entropy["t"]) else None} for t in sorted(wanted)]
+
+
+def _sampled(diagnosis: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was looked at, as (name, value)."""
+    whole, prefixes = diagnosis["whole"], diagnosis["prefixes"]
+    facts = [("questions", wording.count(diagnosis["questions"])),
+             ("traces a question", f"{diagnosis['traces'] / diagnosis['questions']:g}")]
+    if prefixes is not None:
+        facts.append(("prefixes", f"{wording.count(prefixes['traces'])}, {wording.mean(prefixes['mean_tokens'])} tokens on "
+                                  f"average; {wording.percent(prefixes['finished'])} ended by themselves"))
+    if whole is not None:
+        facts += [("whole traces", f"{wording.count(whole['traces'])}, {wording.mean(whole['mean_tokens'])} tokens on average, "
+                                   f"median {whole['median_tokens']:g}"),
+                  ("of these with a box", wording.percent(whole["boxed"])),
+                  ("ended by themselves", wording.percent(whole["finished"]))]
+    return facts
 
 
 def _count(n: float | None) -> str | None:

@@ -15,7 +15,7 @@ from upft.ledger import Ledger
 from upft.report import wording
 from upft.report.evidence import Answers, Evidence, StageRecord
 
-MAKING = ("samples", "rows", "train")
+MAKING = ("pilot", "samples", "diagnosis", "rows", "train")
 """Roles of the stages that make the trained model; the others measure."""
 UNDECIDED = "other"
 """Style of an answer whose opening is none of the known ones."""
@@ -29,9 +29,11 @@ def results(evidence: Evidence) -> dict[str, Any]:
     making = total([ledgers[role] for role in MAKING if role in ledgers])
     return {
         "title": spec.title, "model": spec.model, "data": spec.data, "method": evidence.method,
-        "prefix_len": spec.prefix_len, "ratio": spec.ratio, "seed": spec.seed,
+        "prefix_len": evidence.rows.get("prefix_len", spec.prefix_len),
+        "prefix_len_from": evidence.rows.get("prefix_len_from"), "ratio": spec.ratio, "seed": spec.seed,
         "headline": [" ".join(wording.finding(task, entry, evidence.method)) for task, entry in tasks.items()],
         "tasks": tasks,
+        "diagnosis": dict(evidence.diagnosis) or None,
         "training": _training(evidence),
         "tokens": _tokens(evidence, ledgers),
         "stages": [_stage(record) for record in evidence.stages],
@@ -130,10 +132,14 @@ def _training(evidence: Evidence) -> dict[str, Any]:
 
 
 def _tokens(evidence: Evidence, ledgers: Mapping[str, Ledger]) -> dict[str, int]:
-    """The paper's count has response tokens only; the honest one adds the prompts they came with."""
-    sample, train = ledgers.get("samples", Ledger()), ledgers.get("train", Ledger())
+    """The paper's count has response tokens only; the honest one adds the prompts they came with. A pilot's tokens that
+    the main sampling took over count once. discarded: of the sampled ones, those in no row."""
+    pilot, sample, rows, train = (ledgers.get(role, Ledger()) for role in ("pilot", "samples", "rows", "train"))
+    more = pilot.sampled_tokens - min(pilot.sampled_tokens, sample.reused_tokens)
+    sampled = sample.sampled_tokens + more
     return {
-        "sampled": sample.sampled_tokens, "sampled_with_prompts": sample.sampled_tokens + sample.prompt_tokens,
+        "sampled": sampled, "sampled_with_prompts": sampled + sample.prompt_tokens + pilot.prompt_tokens,
+        "discarded": rows.discarded_tokens + more,
         "trained": train.supervised_tokens, "trained_with_prompts": train.forward_tokens,
         "trained_padding": train.padding_tokens,
     }

@@ -47,6 +47,16 @@ def mean(x: float | None) -> str:
     return NONE if x is None else f"{x:,.1f}"
 
 
+def tokens(n: int) -> str:
+    """1 token, 1,024 tokens."""
+    return f"{count(n)} token{'s' * (n != 1)}"
+
+
+def nats(x: float | None) -> str:
+    """Two decimals; a dash for None."""
+    return NONE if x is None else f"{x:.2f}"
+
+
 def seconds(s: float) -> str:
     """12.3 s, 4 min 05 s, 1 h 02 min."""
     if s < 59.95:

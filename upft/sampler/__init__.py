@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,11 +39,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was drawn. finish_reason "stop": `ids` end with a stop token; "length": the limit cut them."""
+    """What was drawn. finish_reason "stop": `ids` end with a stop token; "length": the limit cut them.
+
+    logprobs: of each id, in the distribution it was drawn from (temperature, top_k and top_p applied; greedy: the
+    model's own); None unless asked for. cached: prompt tokens that were not computed, another request having done so.
+    """
 
     id: str
     ids: tuple[int, ...]
     finish_reason: str
+    logprobs: tuple[float, ...] | None = None
+    cached: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Sampling:
 
     temperature: 0 = greedy. top_p: nucleus mass in (0, 1]. top_k: most likely tokens kept, 0 = all.
     stop_ids: tokens that end a completion. seed: of the run, for an engine that cannot seed requests.
+    logprobs: whether each sampled token's log-probability is given.
     """
 
     temperature: float
@@ -58,6 +66,7 @@ class Sampling:
     top_k: int
     stop_ids: frozenset[int]
     seed: int
+    logprobs: bool = False
 
 
 class Engine(Protocol):
@@ -74,11 +83,12 @@ class Engine(Protocol):
     def alive(self) -> bool:
         """Whether it can still be used: neither closed nor dead."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Draw every request once and yield completions as they finish, in any order.
 
-        The result depends on (requests, sampling) alone, not on earlier calls. Raises EngineError where a
-        prompt leaves no room for a token, and where the engine runs out of memory or dies.
+        A sequence is judged whole at once; anything else is read as room for it comes up, so that millions of
+        requests need not be held. The result depends on (requests, sampling) alone, not on earlier calls. Raises
+        EngineError where a prompt leaves no room for a token, and where the engine runs out of memory or dies.
         """
 
     def close(self) -> None:
@@ -103,13 +113,18 @@ def open_engine(kind: c.Engine, model: Path | HubRef, dtype: c.Dtype, compute: c
                          "give a folder written by save_pretrained (config.json, *.safetensors, tokenizer)")
     if adapter is not None:
         adapters.rank(adapter)  # refuses a folder that is none
+    from upft.sampler import devices
+    from upft.sampler.side_by_side import SideBySide
+
     if resolve_engine(kind, "engine") is c.Engine.vllm:
         from upft.sampler.vllm_engine import VllmEngine
 
-        return VllmEngine(model, dtype, compute, trust_remote_code, adapter)
+        return SideBySide.of([partial(VllmEngine, model, dtype, compute, trust_remote_code, adapter, share)
+                              for share in devices.shares(compute)])
     from upft.sampler.transformers_engine import TransformersEngine
 
-    return TransformersEngine(model, dtype, compute, trust_remote_code, adapter)
+    return SideBySide.of([partial(TransformersEngine, model, dtype, compute, trust_remote_code, adapter, gpu)
+                          for gpu in devices.gpus(compute)])
 
 
 class EnginePool:
@@ -151,27 +166,30 @@ def request_seed(question_id: str, index: int, run_seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def fitted(requests: Sequence[Request], context: int, model: str) -> list[Request]:
+def fitted(requests: Iterable[Request], context: int, model: str) -> Iterator[Request]:
     """The requests with max_tokens clipped to what the context leaves after the prompt.
 
-    Raises EngineError for an empty prompt, one that leaves no room for a token, and max_tokens below 1.
+    Raises EngineError for an empty prompt, one that leaves no room for a token, and max_tokens below 1: for a
+    sequence at once, else when the request is read.
     """
-    out = []
-    for request in requests:
-        room = context - len(request.prompt_ids)
-        if not request.prompt_ids or request.max_tokens < 1:
-            raise EngineError(f"request {request.id}: {len(request.prompt_ids)} prompt tokens and max_tokens="
-                              f"{request.max_tokens}", "give at least one prompt token and max_tokens >= 1")
-        if room < 1:
-            raise EngineError(f"request {request.id}: its prompt of {len(request.prompt_ids)} tokens fills"
-                              f" the context of {context} tokens of {model}",
-                              "shorten or leave out that question, or use a model with a longer context")
-        out.append(request if request.max_tokens <= room else replace(request, max_tokens=room))
-    return out
+    one = partial(_fitted, context=context, model=model)
+    return iter([one(r) for r in requests]) if isinstance(requests, Sequence) else map(one, requests)
+
+
+def _fitted(request: Request, context: int, model: str) -> Request:
+    room = context - len(request.prompt_ids)
+    if not request.prompt_ids or request.max_tokens < 1:
+        raise EngineError(f"request {request.id}: {len(request.prompt_ids)} prompt tokens and max_tokens="
+                          f"{request.max_tokens}", "give at least one prompt token and max_tokens >= 1")
+    if room < 1:
+        raise EngineError(f"request {request.id}: its prompt of {len(request.prompt_ids)} tokens fills"
+                          f" the context of {context} tokens of {model}",
+                          "shorten or leave out that question, or use a model with a longer context")
+    return request if request.max_tokens <= room else replace(request, max_tokens=room)
 
 
 def resolve_sampling(spec: SamplingSpec, source: Path | HubRef,
-                     tokenizer: PreTrainedTokenizerBase) -> Sampling:
+                     tokenizer: PreTrainedTokenizerBase, logprobs: bool = False) -> Sampling:
     """Fill in what the spec leaves to the model, from its generation_config.json.
 
     top_p and top_k: the file's value where the spec says null, else 1 and 0 (no filter; a default of the
@@ -193,7 +211,7 @@ def resolve_sampling(spec: SamplingSpec, source: Path | HubRef,
         temperature=spec.temperature,
         top_p=spec.top_p if spec.top_p is not None else 1.0 if top_p is None else float(top_p),
         top_k=spec.top_k if spec.top_k is not None else 0 if top_k is None else int(top_k),
-        stop_ids=frozenset(stop_ids), seed=spec.seed)
+        stop_ids=frozenset(stop_ids), seed=spec.seed, logprobs=logprobs)
 
 
 def _model_json(source: Path | HubRef, name: str) -> dict[str, Any] | None:

@@ -25,15 +25,24 @@ def uniforms(seed: int, count: int) -> np.ndarray:
 
 
 def draw(logits: Tensor, uniform: Tensor | None, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """One token a row, `[batch]`; logits: `[batch, vocab]`, uniform: `[batch]` in [0, 1), unused when greedy.
+    """One token a row, `[batch]`; see `draw_scored`."""
+    return draw_scored(logits, uniform, temperature, top_k, top_p, scored=False)[0]
+
+
+def draw_scored(logits: Tensor, uniform: Tensor | None, temperature: float, top_k: int, top_p: float,
+                scored: bool = True) -> tuple[Tensor, Tensor | None]:
+    """(one token a row, its log-probability), `[batch]` each; logits: `[batch, vocab]`, uniform: `[batch]` in [0, 1),
+    unused when greedy.
 
     temperature 0 takes the most likely token. Otherwise the softmax at that temperature is cut to the top_k
     most likely tokens (0 = all), then to the smallest set of tokens with mass top_p of what is left, and
     inverted at `uniform` in vocabulary order. Tokens that tie with the last one kept are kept too: half
-    precision ties often, and which of two equal logits a sort puts first is nobody's choice.
+    precision ties often, and which of two equal logits a sort puts first is nobody's choice. The log-probability is
+    that in the distribution drawn from; greedy, in the model's own. None unless `scored`.
     """
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        tokens = logits.argmax(dim=-1)
+        return tokens, logits.float().log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1) if scored else None
     assert uniform is not None
     scores = logits.float() / temperature
     k = top_k if 0 < top_k < scores.shape[-1] else 0
@@ -47,7 +56,8 @@ def draw(logits: Tensor, uniform: Tensor | None, temperature: float, top_k: int,
     total = cdf[:, -1:]
     # Rounding may lift u * total to total itself, beyond the last token.
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cdf, target, right=True).squeeze(-1)
+    return tokens, (probs.gather(-1, tokens[:, None]) / total).log().squeeze(-1) if scored else None
 
 
 def _nucleus_edge(probs: Tensor, top_p: float, top_k: int) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ from upft.errors import EngineError
 from upft.models import load_model
 from upft.plan import HubRef
 from upft.sampler import Completion, Request, Sampling, fitted, label
-from upft.sampler.drawing import draw, uniforms
+from upft.sampler.drawing import draw_scored, uniforms
 from upft.sampler.growing_cache import growing_cache
 
 _KEEP = 0.75
 """Finished rows are dropped once at most this share of the batch is alive: dropping copies the cache."""
+
+
+_WINDOW = 16
+"""Batches' worth of a stream of requests that are put in order together."""
 
 
 class TransformersEngine:
@@ -38,12 +43,12 @@ class TransformersEngine:
     per_request_seed = True
 
     def __init__(self, model: Path | HubRef, dtype: c.Dtype, compute: c.ComputeConfig,
-                 trust_remote_code: bool = False, adapter: Path | None = None) -> None:
-        """Load the weights, and the adapter. Raises ModelError where they cannot be loaded, EngineError where
-        the GPU asked for is not there."""
+                 trust_remote_code: bool = False, adapter: Path | None = None, gpu: int = 0) -> None:
+        """Load the weights, and the adapter, onto the `gpu`-th GPU where there are any. Raises ModelError where they
+        cannot be loaded, EngineError where the GPU asked for is not there."""
         if compute.threads is not None:
             torch.set_num_threads(compute.threads)
-        device = _device(compute.accelerator)
+        device = _device(compute.accelerator, gpu)
         weights = load_model(model, getattr(torch, dtype.name), trust_remote_code)
         if adapter is not None:
             adapters.load(weights, adapter)
@@ -69,15 +74,20 @@ class TransformersEngine:
         """False once closed."""
         return self._model is not None
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `upft.sampler.Engine`."""
         if self._model is None:
             raise EngineError(f"the engine of {self._label} is closed", "open another one")
         ready = fitted(requests, self.context, self._label)
-        # Like limits and lengths stand together (little padding, rows end together), equal prompts side by
-        # side (read once); the longest first, so that a batch too large for the memory fails at once.
-        ready.sort(key=lambda r: (r.max_tokens, len(r.prompt_ids), r.prompt_ids, r.id, r.seed), reverse=True)
-        return self._batches(ready, sampling)
+        at_once = len(requests) if isinstance(requests, Sequence) else _WINDOW * self._batch
+        return self._windows(ready, max(1, at_once), sampling)
+
+    def _windows(self, requests: Iterator[Request], at_once: int, sampling: Sampling) -> Iterator[Completion]:
+        while window := list(islice(requests, at_once)):
+            # Like limits and lengths stand together (little padding, rows end together), equal prompts side by
+            # side (read once); the longest first, so that a batch too large for the memory fails at once.
+            window.sort(key=lambda r: (r.max_tokens, len(r.prompt_ids), r.prompt_ids, r.id, r.seed), reverse=True)
+            yield from self._batches(window, sampling)
 
     def _batches(self, requests: list[Request], sampling: Sampling) -> Iterator[Completion]:
         model = self._model
@@ -121,6 +131,7 @@ class _Batch:
         self._limits = torch.tensor([r.max_tokens for r in requests], device=device)
         self._lengths = torch.tensor([len(r.prompt_ids) for r in requests], device=device)
         self._ids = torch.zeros(count, self._longest, dtype=torch.long, device=device)
+        self._scores = torch.zeros(count, self._longest, device=device) if sampling.logprobs else None
         self._at = torch.arange(count, device=device)
         self._alive = torch.ones(count, dtype=torch.bool, device=device)
         self._uniform: Tensor | None = None
@@ -139,7 +150,11 @@ class _Batch:
     def _prefill(self) -> Tensor:
         """Read the prompts, each distinct one once; logits of the first token, `[batch, vocab]`."""
         distinct: dict[tuple[int, ...], int] = {}
-        row_of = [distinct.setdefault(r.prompt_ids, len(distinct)) for r in self._requests]
+        row_of = []
+        self._cached: list[int] = []
+        for request in self._requests:
+            self._cached.append(len(request.prompt_ids) if request.prompt_ids in distinct else 0)
+            row_of.append(distinct.setdefault(request.prompt_ids, len(distinct)))
         width = max(map(len, distinct))
         ids = np.zeros((len(distinct), width), dtype=np.int64)
         mask = np.zeros((len(distinct), width + self._longest), dtype=np.int64)
@@ -162,8 +177,10 @@ class _Batch:
         """Draw one token for every row and read it; the completions that it finished."""
         step, s = self._done_steps, self._sampling
         uniform = None if self._uniform is None else self._uniform[step]
-        tokens = draw(self._logits, uniform, s.temperature, s.top_k, s.top_p)
+        tokens, scores = draw_scored(self._logits, uniform, s.temperature, s.top_k, s.top_p, self._scores is not None)
         self._ids[self._at, step] = tokens
+        if self._scores is not None and scores is not None:
+            self._scores[self._at, step] = scores
         self._done_steps = step + 1
         stopped = torch.isin(tokens, self._stop)
         ended = (stopped | (self._limits <= step + 1)) & self._alive
@@ -191,8 +208,9 @@ class _Batch:
         rows = ended.nonzero().squeeze(-1)
         at, stops = self._at[rows], stopped[rows].tolist()
         drawn = self._ids[at, :self._done_steps].tolist()
-        return [Completion(self._requests[index].id, tuple(ids), "stop" if stop else "length")
-                for index, ids, stop in zip(at.tolist(), drawn, stops, strict=True)]
+        scores = [None] * len(drawn) if self._scores is None else map(tuple, self._scores[at, :self._done_steps].tolist())
+        return [Completion(self._requests[index].id, tuple(ids), "stop" if stop else "length", score, self._cached[index])
+                for index, ids, stop, score in zip(at.tolist(), drawn, stops, scores, strict=True)]
 
     def _drop(self, tokens: Tensor) -> Tensor:
         """Take finished rows out of every tensor; the tokens of the rows that stay."""
@@ -205,9 +223,9 @@ class _Batch:
         return tokens[keep]
 
 
-def _device(accelerator: Accelerator) -> torch.device:
+def _device(accelerator: Accelerator, gpu: int) -> torch.device:
     if accelerator is not Accelerator.cpu and torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", gpu)
     if accelerator is Accelerator.gpu:
         raise EngineError("compute.accelerator=gpu: torch sees no GPU here",
                           "use compute.accelerator=auto or cpu, or install a CUDA build of torch")

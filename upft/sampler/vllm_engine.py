@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from upft.plan import HubRef
 from upft.sampler import Completion, Request, Sampling, fitted, label
 from upft.sampler.wire import Closed, Wire
 
-_AT_ONCE = 1000
-"""Requests a message; a message is held in memory whole, on both sides."""
+_BLOCK = 256
+"""Requests a message."""
+_AHEAD = 3
+"""Messages of requests that the process may hold untouched, so that it never waits for this one."""
 _CLOSE_S = 10.0
 """How long a worker may take to close before it is killed."""
 _TAIL_LINES = 12
@@ -41,9 +44,9 @@ class VllmEngine:
     per_request_seed = True
 
     def __init__(self, model: Path | HubRef, dtype: c.Dtype, compute: c.ComputeConfig,
-                 trust_remote_code: bool = False, adapter: Path | None = None) -> None:
+                 trust_remote_code: bool = False, adapter: Path | None = None, share: Mapping[str, str] | None = None) -> None:
         """Start the process, load the model and the adapter beside it; about 12 s on a CPU for a small model
-        (30 s with an adapter), more with compilation.
+        (30 s with an adapter), more with compilation. share: environment that shows it its part of the machine.
 
         Raises ModelError for a model that vLLM cannot take, EngineError where the process cannot start.
         """
@@ -60,7 +63,7 @@ class VllmEngine:
                 [sys.executable, "-m", "upft.sampler.vllm_worker", str(theirs.fileno()), str(os.getpid()),
                  str(self._folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
-                env=_environment(compute), start_new_session=True)
+                env=_environment(compute) | dict(share or {}), start_new_session=True)
         self._wire = Wire(ours)
         self._end = weakref.finalize(self, _end, os.getpid(), self._process, self._wire, self._folder)
         where = str(model.resolve()) if isinstance(model, Path) else model.id
@@ -69,7 +72,7 @@ class VllmEngine:
             self._send({
                 "op": "open", "model": where, "revision": revision, "dtype": dtype.name,
                 "trust_remote_code": trust_remote_code, "accelerator": compute.accelerator.name,
-                "devices": compute.devices, "enforce_eager": compute.enforce_eager,
+                "tensor_parallel": compute.tensor_parallel, "enforce_eager": compute.enforce_eager,
                 "gpu_memory_utilization": compute.gpu_memory_utilization,
                 "adapter": None if adapter is None else str(adapter.resolve()), "rank": rank})
             ready = self._receive()["ready"]
@@ -90,43 +93,55 @@ class VllmEngine:
         """Id of the vLLM process, which is also that of its process group."""
         return self._process.pid
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `upft.sampler.Engine`. One call at a time: read the iterator to its end or close it."""
         if not self._end.alive:
             raise EngineError(f"the engine of {self._label} is closed", "open another one")
         if self._busy:
             raise EngineError(f"the engine of {self._label} is sampling already",
                               "read the completions of the call before to their end first")
-        ready = fitted(requests, self.context, self._label)
-        for request in ready:
-            needed = len(request.prompt_ids) + request.max_tokens
-            if needed > self._fits:
-                raise EngineError(f"request {request.id} may grow to {needed} tokens, and vLLM's key-value"
-                                  f" cache holds sequences of {self._fits}",
-                                  self._more_cache() + ", or lower max_tokens")
-        return self._stream(ready, sampling)
+        ready = map(self._held, fitted(requests, self.context, self._label))
+        return self._stream(iter(list(ready)) if isinstance(requests, Sequence) else ready, sampling)
 
-    def _stream(self, requests: list[Request], sampling: Sampling) -> Iterator[Completion]:
+    def _held(self, request: Request) -> Request:
+        """The request, if vLLM's cache can hold it."""
+        needed = len(request.prompt_ids) + request.max_tokens
+        if needed > self._fits:
+            raise EngineError(f"request {request.id} may grow to {needed} tokens, and vLLM's key-value"
+                              f" cache holds sequences of {self._fits}",
+                              self._more_cache() + ", or lower max_tokens")
+        return request
+
+    def _stream(self, requests: Iterator[Request], sampling: Sampling) -> Iterator[Completion]:
+        """The process takes a block of requests when it has room for it and says so, and gets the next one then. When
+        that is depends on what it has sampled and on no clock, so the same call is cut alike each time."""
         self._run += 1
-        run, left = self._run, len(requests)
+        run, sent, credit, more = self._run, 0, _AHEAD, True
+        names: dict[int, str] = {}
         self._busy = True
         try:
-            self._send({"op": "generate", "run": run, "count": left, "temperature": sampling.temperature,
-                        "top_p": sampling.top_p, "top_k": sampling.top_k, "seed": sampling.seed,
-                        "stop_ids": sorted(sampling.stop_ids)})
-            for start in range(0, len(requests), _AT_ONCE):
-                self._send({"op": "requests", "requests": [(r.prompt_ids, r.max_tokens, r.seed)
-                                                           for r in requests[start:start + _AT_ONCE]]})
-            while left:
+            self._send({"op": "generate", "run": run, "temperature": sampling.temperature, "top_p": sampling.top_p,
+                        "top_k": sampling.top_k, "seed": sampling.seed, "stop_ids": sorted(sampling.stop_ids),
+                        "logprobs": sampling.logprobs})
+            while more or names:
+                while more and credit:
+                    block = list(islice(requests, _BLOCK))
+                    more, credit = len(block) == _BLOCK, credit - 1
+                    names.update((sent + i, r.id) for i, r in enumerate(block))
+                    self._send({"op": "requests", "run": run, "first": sent, "last": not more,
+                                "requests": [(r.prompt_ids, r.max_tokens, r.seed) for r in block]})
+                    sent += len(block)
+                if not names:
+                    continue
                 message = self._receive()
                 if message["run"] != run:  # of a call that was given up
                     continue
-                for index, ids, reason in message["done"]:
-                    left -= 1
-                    yield Completion(requests[index].id, tuple(ids), reason)
+                credit += message["took"]
+                for number, ids, reason, cached, scores in message["done"]:
+                    yield Completion(names.pop(number), tuple(ids), reason, None if scores is None else tuple(scores), cached)
         finally:
             self._busy = False
-            if left and self._end.alive:
+            if (more or names) and self._end.alive:
                 with suppress(Closed):
                     self._wire.send({"op": "cancel", "run": run})
 

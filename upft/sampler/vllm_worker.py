@@ -57,8 +57,7 @@ class _Worker:
                 continue
             if message["op"] == "cancel":
                 self._cancelled = message["run"]
-            else:
-                self._inbox.put(message)
+            self._inbox.put(message)  # a cancellation too: it wakes who waits for more requests
 
     def serve(self) -> None:
         """Answer messages until told to close."""
@@ -72,6 +71,7 @@ class _Worker:
                 elif message["op"] == "close":
                     self._close()
                     return
+                # requests and cancel: of a call that was given up
             except _Refused as refused:
                 kind, what, remedy = refused.args
                 self._wire.send({"refused": {"kind": kind, "what": what, "remedy": remedy}})
@@ -103,7 +103,8 @@ class _Worker:
             skip_tokenizer_init=True, enable_prefix_caching=True, generation_config="vllm", seed=0,
             enforce_eager=cpu if m["enforce_eager"] is None else m["enforce_eager"],
             gpu_memory_utilization=m["gpu_memory_utilization"],
-            tensor_parallel_size=1 if cpu else m["devices"], disable_log_stats=True, **self._lora(m))
+            tensor_parallel_size=1 if cpu else m["tensor_parallel"], logprobs_mode="processed_logprobs",
+            disable_log_stats=True, **self._lora(m))
         try:
             config = arguments.create_engine_config(UsageContext.LLM_CLASS)
         except (ValueError, OSError) as error:
@@ -117,6 +118,7 @@ class _Worker:
 
             torch.Generator = RewindingGenerator  # type: ignore[misc]  # vLLM makes one for each request
         context = config.model_config.max_model_len
+        self._enough = 2 * config.scheduler_config.max_num_seqs
         self._engine = LLMEngine.from_vllm_config(config, UsageContext.LLM_CLASS, disable_log_stats=True)
         if m["adapter"] is not None:
             from vllm.lora.request import LoRARequest
@@ -140,47 +142,68 @@ class _Worker:
                            "set train.lora.merge=true, or use the other engine (eval.engine=transformers)")
         return {"enable_lora": True, "max_lora_rank": wide[0], "max_loras": 1}
 
-    def _requests(self, count: int) -> list[list[Any]]:
-        found: list[list[Any]] = []
-        while len(found) < count:
-            found += self._inbox.get()["requests"]
-        return found
+    def _block(self, run: int) -> dict[str, Any] | None:
+        """The next block of requests of a call; None once the call is given up."""
+        while True:
+            message = self._inbox.get()
+            if self._cancelled >= run:
+                return None
+            if message["op"] == "requests" and message["run"] == run:
+                return message
 
     def _generate(self, m: dict[str, Any]) -> None:
-        """Submit every request, then step until all are done, sending each step's completions."""
+        """Step until all requests are done, sending each step's completions; more requests are taken in whenever fewer
+        than twice as many are there as run at once."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
         from vllm.utils.torch_utils import set_random_seed
 
-        requests = self._requests(m["count"])
+        run, more, took = m["run"], True, 0
         # A call must not depend on the calls before it: what they left in the prefix cache changes how
         # prompts are cut into forward passes, and so the rounding.
         self._engine.reset_prefix_cache()
         set_random_seed(m["seed"] % 2**32)  # NumPy takes 32 bits; no request draws from it, all have a seed
-        for index, (prompt_ids, max_tokens, seed) in enumerate(requests):
-            # The stop ids come from the parent alone (ignore_eos: vLLM would add those it finds).
-            self._engine.add_request(str(index), tokens_input(prompt_ids), SamplingParams(
-                temperature=m["temperature"], top_p=m["top_p"], top_k=m["top_k"], seed=seed,
-                max_tokens=max_tokens, stop_token_ids=m["stop_ids"], ignore_eos=True, detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY), lora_request=self._adapter)
-        left = set(range(len(requests)))
-        while left:
-            if self._cancelled >= m["run"]:
+        left: set[int] = set()
+        while more or left:
+            while more and len(left) < self._enough:
+                block = self._block(run)
+                if block is None:
+                    more = False
+                    break
+                more, took = not block["last"], took + 1
+                for index, (prompt_ids, max_tokens, seed) in enumerate(block["requests"], block["first"]):
+                    # The stop ids come from the parent alone (ignore_eos: vLLM would add those it finds).
+                    self._engine.add_request(str(index), tokens_input(prompt_ids), SamplingParams(
+                        temperature=m["temperature"], top_p=m["top_p"], top_k=m["top_k"], seed=seed,
+                        max_tokens=max_tokens, stop_token_ids=m["stop_ids"], ignore_eos=True, detokenize=False,
+                        logprobs=0 if m["logprobs"] else None, flat_logprobs=True,
+                        output_kind=RequestOutputKind.FINAL_ONLY), lora_request=self._adapter)
+                    left.add(index)
+            if self._cancelled >= run:
                 self._engine.abort_request([str(index) for index in left])
                 return
-            done = [(int(out.request_id), list(out.outputs[0].token_ids), out.outputs[0].finish_reason)
-                    for out in self._engine.step() if out.finished]
-            for index, _, reason in done:
-                if reason not in ("stop", "length"):
-                    raise RuntimeError(f"request {index} ended with finish_reason={reason}")
-                left.discard(index)
-            if done:
-                self._wire.send({"run": m["run"], "done": done})
+            done = [_finished(out) for out in self._engine.step() if out.finished] if left else []
+            left.difference_update(number for number, *_ in done)
+            if done or took:
+                self._wire.send({"run": run, "done": done, "took": took})
+                took = 0
 
     def _close(self) -> None:
         if self._engine is not None:
             self._engine.engine_core.shutdown()
+
+
+def _finished(out: Any) -> tuple[int, list[int], str, int, list[float] | None]:
+    """(number, ids, reason, cached prompt tokens, log-probabilities) of a finished request."""
+    one = out.outputs[0]
+    if one.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"request {out.request_id} ended with finish_reason={one.finish_reason}")
+    ids = list(one.token_ids)
+    # With logprobs=0 vLLM gives one number a token, that of the token itself.
+    scores = None if one.logprobs is None else [float(x) for x in one.logprobs.logprobs]
+    assert scores is None or len(scores) == len(ids)
+    return int(out.request_id), ids, one.finish_reason, int(out.num_cached_tokens or 0), scores
 
 
 def main() -> None:

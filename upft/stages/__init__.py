@@ -6,11 +6,14 @@ Floor 5. `run(spec, inputs, out, host)`: `spec` holds the science, `inputs` the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from upft.choices import Accelerator
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
+from upft.plan import SampleSpec
 from upft.sampler import EnginePool
 
 
@@ -22,6 +25,8 @@ class Host:
     tracker: TrackerConfig
     console: Console
     engines: EnginePool
+    relatives: Callable[[SampleSpec], Sequence[Path]] = lambda spec: ()
+    """Finished samplings of the same model, prompt and settings, whatever their questions and counts."""
 
     @property
     def gpus(self) -> int:

@@ -54,7 +54,8 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
                 bar.advance(1)
     cost = ledger.Ledger()
     meter.fill(cost, host.gpus)
-    rollouts.price(cost, prompts, drawn, shapes.read_shape(source))
+    for _ in rollouts.price(cost, rollouts.Asked.of(prompts, spec.n, spec.sampling.seed), drawn, shapes.read_shape(source)):
+        pass
     cost.write(out)
 
     styled = isinstance(spec.questions.source, Generated)

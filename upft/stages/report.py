@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from upft import ledger
+from upft import diagnosis, ledger
 from upft.errors import DataError
 from upft.plan import ReportSpec
 from upft.report import figures, page, results
 from upft.report.evidence import Answer, Answers, Evidence, StageRecord
 from upft.stages import Host
 
-LABELS = {"samples": "sample", "rows": "build rows", "train": "train"}
+LABELS = {"samples": "sample", "diagnosis": "diagnose prefixes", "rows": "build rows", "train": "train"}
 
 
 def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -42,14 +42,16 @@ def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
 def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
     """The evidence in the artifacts upstream. A summary that is not there is an empty one."""
     method = spec.method.name.upper()
-    labels = {**LABELS, **{f"base:{t}": f"evaluate base on {t}" for t in spec.tasks},
+    pilot = {"pilot": "sample the pilot"} if "pilot" in inputs else {}
+    labels = {**pilot, **LABELS, **{f"base:{t}": f"evaluate base on {t}" for t in spec.tasks},
               **{f"trained:{t}": f"evaluate {method} on {t}" for t in spec.tasks}}
     stages = tuple(
         StageRecord(role, label, inputs[role].name, ledger.Ledger.read(inputs[role]), _json(inputs[role] / "spec.json"),
                     _json(inputs[role] / "provenance.json"))
         for role, label in labels.items())
     return Evidence(
-        spec, stages, samples=_json(inputs["samples"] / "samples.json"), rows=_json(inputs["rows"] / "rows.json"),
+        spec, stages, samples=_json(inputs["samples"] / "samples.json"),
+        diagnosis=_json(inputs["diagnosis"] / diagnosis.FILE), rows=_json(inputs["rows"] / "rows.json"),
         train=_json(inputs["train"] / "train.json"), metrics=tuple(_lines(inputs["train"] / "metrics.jsonl")),
         tasks={task: (_answers(inputs[f"base:{task}"]), _answers(inputs[f"trained:{task}"])) for task in spec.tasks})
 

@@ -1,21 +1,28 @@
-"""Stage `sample`: the model's own solutions, no longer than the method needs.
+"""Stage `sample`: the model's own solutions, one sampling for every prefix length up to its own.
 
 Most questions get `max_tokens` tokens; the share that a hash of the question puts under `trace_ratio` gets
-whole traces. The gold answers, where the data has them, travel along for later stages; nothing here looks
-at them. Writes questions.jsonl, samples.jsonl, samples.json, ledger.json.
+whole traces. What another sampling of the same model and settings holds already (fewer or more traces a question,
+longer ones, other questions) is taken over instead of being sampled again. The gold answers, where the data has them,
+travel along for later stages; nothing here looks at them. Writes questions.jsonl, samples.jsonl, samples.json,
+ledger.json; holds some bytes a question in memory, whatever their number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from upft import datasets, ledger, models, prefix, rollouts, shapes
+import numpy as np
+
+from upft import datasets, diagnosis, ledger, models, prefix, rollouts, shapes
 from upft.choices import Engine
 from upft.errors import DataError
 from upft.plan import SampleSpec
 from upft.prompts import Prompter
+from upft.sample_log import SampleLog
 from upft.sampler import resolve_sampling
 from upft.stages import Host
 from upft.store import RESUME
@@ -23,62 +30,50 @@ from upft.store import RESUME
 
 def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Sample `spec.n` completions of every question that fits the model's context."""
-    del inputs
-    questions = datasets.load(spec.questions)
+    longest = spec.max_tokens if spec.max_tokens is not None else diagnosis.suggested_length(inputs["diagnosis"])
     source = models.resolve(spec.model.source)
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
-    prompter = Prompter(tokenizer, spec.prompt)
+    cost, rescue, found = ledger.Ledger(), rollouts.Rescue(), Found()
     with ledger.Meter() as meter:
-        rendered = [tuple(prompter.ids(question.text)) for question in questions.rows]  # may refuse: before the engine
+        # May refuse a question: before the engine starts.
+        asked_for = _Questions.written(spec, out / "questions.jsonl", Prompter(tokenizer, spec.prompt))
         engine = host.engines.get(spec.sampling.engine, source, spec.sampling.dtype, spec.model.trust_remote_code)
-        prompts: list[rollouts.Prompt] = []
-        kinds: dict[str, str] = {}
-        too_long: list[str] = []
-        for question, ids in zip(questions.rows, rendered, strict=True):
-            kind = "trace" if prefix.carries_trace(question.id, spec.trace_ratio) else "prefix"
-            wanted = spec.trace_max_tokens if kind == "trace" else spec.max_tokens
-            room = engine.context - len(ids)
-            if room < (1 if kind == "trace" else wanted):
-                too_long.append(question.id)
-                continue
-            kinds[question.id] = kind
-            prompts.append(rollouts.Prompt(question.id, ids, min(wanted, room)))
-        said(host, questions, too_long, engine.context)
-        if not prompts:
-            raise DataError(f"all {len(questions.rows)} questions are longer than the model's context of "
-                            f"{engine.context} tokens", "use shorter questions or a model with a longer context")
-        sampling = resolve_sampling(spec.sampling, source, tokenizer)
-        rescue = rollouts.Rescue()
-        drawn = rollouts.roll_out(engine, sampling, prompts, spec.n, spec.sampling.seed, host.console, "sampling",
-                                  keep=out / RESUME, rescue=rescue)
-    cost = ledger.Ledger()
+        too_long = asked_for.fit(engine.context, longest, spec.trace_max_tokens)
+        said(host, asked_for, too_long, engine.context)
+        sampling = resolve_sampling(spec.sampling, source, tokenizer, spec.logprobs)
+        asked = rollouts.Asked(asked_for.prompt, asked_for.ids(), asked_for.limits, asked_for.lengths, spec.n,
+                               spec.sampling.seed)
+        with SampleLog(out / RESUME) as log:
+            drawn = rollouts.resumed(log, asked, spec.logprobs, rescue, host.console, "sampling")
+            for earlier in host.relatives(spec) if len(drawn.missing()) else ():
+                rollouts.take_over(earlier, asked, drawn, spec.logprobs, rescue)
+            if rescue.taken:
+                host.console.say(f"  sampling: {rescue.taken:,} of {len(asked):,} are in the store already")
+            rollouts.draw(engine, sampling, asked, drawn, host.console, "sampling",
+                          "questions" if spec.n == 1 else "traces")
+            with (out / "samples.jsonl").open("w", encoding="utf-8") as stream:
+                for number, rollout in enumerate(rollouts.price(cost, asked, drawn, shapes.read_shape(source))):
+                    kind = "trace" if asked_for.whole[number // spec.n] else "prefix"
+                    found.count(kind, rollout.finish_reason)
+                    stream.write(json.dumps(_row(rollout, kind), separators=(",", ":")) + "\n")
+    cost.reused_tokens = rescue.taken_tokens
     meter.fill(cost, host.gpus)
-    rollouts.price(cost, prompts, drawn, shapes.read_shape(source))
     cost.write(out)
-
-    asked = {prompt.question_id: prompt for prompt in prompts}
-    with (out / "questions.jsonl").open("w", encoding="utf-8") as stream:
-        for question in questions.rows:
-            if question.id in asked:
-                stream.write(json.dumps({"id": question.id, "text": question.text, "answer": question.answer,
-                                         "prompt_ids": list(asked[question.id].ids)}, ensure_ascii=False) + "\n")
-    with (out / "samples.jsonl").open("w", encoding="utf-8") as stream:
-        for rollout in drawn:
-            stream.write(json.dumps({"id": rollout.question_id, "index": rollout.index,
-                                     "kind": kinds[rollout.question_id], "ids": list(rollout.ids),
-                                     "finish_reason": rollout.finish_reason}) + "\n")
-    traces = [r for r in drawn if kinds[r.question_id] == "trace"]
     (out / "samples.json").write_text(json.dumps({
-        "questions": len(prompts),
-        "duplicates": questions.duplicates,
-        "too_long": len(too_long),
-        "prefix_requests": len(drawn) - len(traces),
-        "trace_requests": len(traces),
-        "unfinished_traces": sum(r.finish_reason == "length" for r in traces),
+        "questions": len(asked_for.limits),
+        "duplicates": asked_for.duplicates,
+        "too_long": too_long.count,
+        "traces_a_question": spec.n,
+        "prefix_tokens": longest,
+        "prefix_requests": found.prefixes,
+        "trace_requests": found.traces,
+        "unfinished_traces": found.unfinished,
         "engine": engine.name,
         "per_request_seed": engine.per_request_seed,
         "reused_after_interruption": rescue.reused,
+        "taken_from_other_samplings": rescue.taken,
         "dropped_log_lines": rescue.dropped,
+        "logprobs": spec.logprobs,
         "stop_ids": sorted(sampling.stop_ids),
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
@@ -87,10 +82,122 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         host.console.say("  vLLM here cannot seed requests; the engine is seeded instead (noted in samples.json)")
 
 
-def said(host: Host, questions: datasets.Questions, too_long: list[str], context: int) -> None:
+@dataclass
+class Found:
+    """Counts of what was drawn."""
+
+    prefixes: int = 0
+    traces: int = 0
+    unfinished: int = 0
+    """Whole traces that the length limit cut."""
+
+    def count(self, kind: str, finish_reason: str) -> None:
+        """One more."""
+        if kind == "prefix":
+            self.prefixes += 1
+        else:
+            self.traces += 1
+            self.unfinished += finish_reason == "length"
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """Questions that do not fit the model's context."""
+
+    count: int
+    first: str | None
+
+
+class _Questions:
+    """The questions as they are asked, in a file; in memory are only where each stands and how long it is.
+
+    lengths, limits: [questions], tokens of the prompt and most tokens of an answer; whole: [questions], whether it
+    carries a whole trace.
+    """
+
+    def __init__(self, path: Path, places: np.ndarray, lengths: np.ndarray, whole: np.ndarray, name: str,
+                 duplicates: int) -> None:
+        self._path, self._places = path, places
+        self.lengths, self.whole, self.limits = lengths, whole, np.zeros_like(lengths)
+        self.name, self.duplicates = name, duplicates
+        self._file = path.open("rb")
+
+    @classmethod
+    def written(cls, spec: SampleSpec, path: Path, prompter: Prompter) -> _Questions:
+        """Read, check, render and write every question of the data. Raises DataError and ModelError."""
+        stream = datasets.Stream(spec.questions)
+        places, lengths, whole = [], [], []
+        with path.open("wb") as out:
+            for question in stream:
+                ids = prompter.ids(question.text)
+                places.append(out.tell())
+                lengths.append(len(ids))
+                whole.append(prefix.carries_trace(question.id, spec.trace_ratio))
+                out.write(json.dumps({"id": question.id, "text": question.text, "answer": question.answer,
+                                      "prompt_ids": ids}, ensure_ascii=False).encode() + b"\n")
+        return cls(path, np.array(places, dtype=np.int64), np.array(lengths, dtype=np.int64), np.array(whole, dtype=bool),
+                   stream.name, stream.duplicates)
+
+    def fit(self, context: int, prefix_tokens: int, trace_tokens: int) -> TooLong:
+        """Set the limits; leave out (of the file too) what does not fit: a prefix must fit whole, of a trace a token.
+
+        Raises DataError where nothing is left.
+        """
+        wanted = np.where(self.whole, trace_tokens, prefix_tokens)
+        room = context - self.lengths
+        fits = room >= np.where(self.whole, 1, wanted)
+        lost = np.flatnonzero(~fits)
+        if len(lost) == len(fits):
+            raise DataError(f"all {len(fits)} questions are longer than the model's context of {context} tokens",
+                            "use shorter questions or a model with a longer context")
+        first = self._line(int(lost[0]))["id"] if len(lost) else None
+        if len(lost):
+            self._leave_only(np.flatnonzero(fits))
+        self.limits = np.minimum(wanted, room)[fits]
+        self.lengths, self.whole = self.lengths[fits], self.whole[fits]
+        return TooLong(len(lost), first)
+
+    def _leave_only(self, kept: np.ndarray) -> None:
+        shorter = self._path.with_suffix(".fits")
+        places = []
+        with shorter.open("wb") as out:
+            for i in kept.tolist():
+                places.append(out.tell())
+                self._file.seek(int(self._places[i]))
+                out.write(self._file.readline())
+        self._file.close()
+        shorter.replace(self._path)
+        self._file, self._places = self._path.open("rb"), np.array(places, dtype=np.int64)
+
+    def _line(self, number: int) -> dict[str, Any]:
+        self._file.seek(int(self._places[number]))
+        line = json.loads(self._file.readline())
+        assert isinstance(line, dict)
+        return line
+
+    def prompt(self, number: int) -> rollouts.Prompt:
+        """A question's prompt."""
+        line = self._line(number)
+        return rollouts.Prompt(line["id"], tuple(line["prompt_ids"]), int(self.limits[number]))
+
+    def ids(self) -> Iterator[str]:
+        """Of every question, in order."""
+        with self._path.open("rb") as lines:
+            for line in lines:
+                yield json.loads(line)["id"]
+
+
+def _row(rollout: rollouts.Rollout, kind: str) -> dict[str, Any]:
+    """A line of samples.jsonl."""
+    row = {"id": rollout.question_id, "index": rollout.index, "kind": kind, "ids": rollout.ids,
+           "finish_reason": rollout.finish_reason}
+    return row if rollout.logprobs is None else {**row, "logprobs": rollout.logprobs}
+
+
+def said(host: Host, questions: _Questions, too_long: TooLong, context: int) -> None:
     """Tell what was left out; a question is never cut to fit."""
     if questions.duplicates:
         host.console.warn(f"{questions.name}: {questions.duplicates} duplicate questions, each kept once")
-    if too_long:
-        host.console.warn(f"{questions.name}: {len(too_long)} questions do not fit the model's context of {context} "
-                          f"tokens and are left out (first: {too_long[0]})")
+    if too_long.count:
+        host.console.warn(f"{questions.name}: {too_long.count} questions do not fit the model's context of {context} "
+                          f"tokens and are left out (first: {too_long.first})")
