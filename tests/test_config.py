@@ -102,6 +102,7 @@ def test_papers_settings_reach_prefix_and_train(parse):
     (["prefix.len=8.5"], ["prefix.len=8.5", "or auto"]),
     (["prefix.len=auto", "sample.max_tokens=32"], ["sample.max_tokens=32", "diagnose.longest=64"]),
     (["prefix.len=auto", "train.max_length=64"], ["diagnose.longest=64", "train.max_length=64"]),
+    (["prefix.len=auto", "sample.temperature=0"], ["prefix.len=auto", "sample.temperature=0"]),
     (["diagnose.n=1"], ["diagnose.n=1", "2 or more"]),
     (["diagnose.agreement=1"], ["diagnose.agreement=1", "(0, 1)"]),
     (["compute.devices=4", "compute.tensor_parallel=3"], ["compute.tensor_parallel=3", "compute.devices=4"]),

@@ -422,6 +422,9 @@ class Config:
             if task.answer_field is None and task.arithmetic is None:
                 raise ConfigError(f"eval.tasks.{name}.answer_field=null: nothing to grade against",
                                   f"name the column of gold answers: eval.tasks.{name}.answer_field=COLUMN")
+        if self.prefix.fixed is None and self.sample.temperature == 0:
+            raise ConfigError("prefix.len=auto with sample.temperature=0: greedy traces of one question are all the same",
+                              "give prefix.len=N, or set a temperature above 0")
         longest = self.diagnose.longest if self.prefix.fixed is None else self.prefix.fixed
         named = f"prefix.len={self.prefix.len}" if self.prefix.fixed is not None else f"diagnose.longest={longest}"
         if self.sample.max_tokens is not None and self.sample.max_tokens < longest:
