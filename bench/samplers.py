@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 import time
@@ -96,6 +97,7 @@ def stage(task: Task) -> tuple[float, list[Round]]:
 def bare(task: Task) -> tuple[float, list[Round]]:
     """`vllm.LLM.generate`, nothing around it. It draws without seeds of the requests' own, which vLLM's CPU build
     cannot do by itself; prompts are ids already."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(ComputeConfig.cpu_kv_cache_gib))  # as the stage's engine has
     from vllm import LLM, SamplingParams, TokensPrompt
 
     from upft import datasets
