@@ -1,4 +1,4 @@
-"""What a training does to the process around it, and how it is put back.
+"""What training and sampling do to the process around them, and how it is put back.
 
 Floor 4. Lightning is kept quiet; threads, random state, the model's mode and the handling of Ctrl+C are left
 as they were found.
@@ -42,8 +42,8 @@ def quiet_lightning() -> Iterator[None]:
 def give_back() -> None:
     """Return memory that was freed to the operating system (glibc; elsewhere nothing happens).
 
-    Micro-batches differ a little in size, so what one leaves free is often a little too small for the next; within some
-    steps a third of the memory would be such holes (docs/log.md).
+    Batches differ a little in size, so what one leaves free is often a little too small for the next; within some
+    steps of a training a third of the memory would be such holes (docs/log.md).
     """
     trim = _trim()
     if trim is not None:

@@ -128,12 +128,12 @@ class Drawn:
         self._held: list[Rollout | None] = [None] * count if log is None else []
         self._places = np.full(0 if log is None else count, -1, dtype=np.int64)
 
-    def put(self, number: int, rollout: Rollout) -> None:
-        """Keep one."""
+    def put(self, number: int, rollout: Rollout, taken: bool = False) -> None:
+        """Keep one; taken: from another sampling, which paid for it."""
         if self._log is None:
             self._held[number] = rollout
         else:
-            self._places[number] = self._log.append(record(rollout))
+            self._places[number] = self._log.append(record(rollout) | ({"taken": True} if taken else {}))
 
     def found(self, number: int, place: int) -> None:
         """One is in the log already."""
@@ -217,7 +217,10 @@ def resumed(log: SampleLog, asked: Asked, logprobs: bool, rescue: Rescue, consol
         number = asked.find(rollout.question_id, rollout.index)
         if number is not None and rollout.cut(asked.limit(number), logprobs) == rollout:
             drawn.found(number, place)
-    rescue.dropped, rescue.reused = log.dropped, len(asked) - len(drawn.missing())
+            if line.get("taken"):
+                rescue.taken += 1
+                rescue.taken_tokens += len(rollout.ids)
+    rescue.dropped, rescue.reused = log.dropped, len(asked) - len(drawn.missing()) - rescue.taken
     if log.dropped:
         console.warn(f"{log.path}: {log.dropped} incomplete or damaged lines are left out and sampled again")
     if rescue.reused:
@@ -230,24 +233,26 @@ def take_over(earlier: Path, asked: Asked, drawn: Drawn, logprobs: bool, rescue:
 
     earlier: the artifact of a sampling by the same model, prompt and settings; the prompt of each question is compared.
     """
-    missing = set(drawn.missing().tolist())
+    missing = np.zeros(len(asked), dtype=bool)
+    missing[drawn.missing()] = True
+    left = int(missing.sum())
     with (earlier / "questions.jsonl").open(encoding="utf-8") as questions, \
             (earlier / "samples.jsonl").open(encoding="utf-8") as samples:
         asked_there: dict[str, Any] = {}
         for line in samples:
-            if not missing:
+            if left == 0:
                 return
             rollout = read(json.loads(line))
             while asked_there.get("id") != rollout.question_id:  # both files are in the order of the questions
                 asked_there = json.loads(next(questions))
             number = asked.find(rollout.question_id, rollout.index)
-            if number not in missing or number is None:
+            if number is None or not missing[number]:
                 continue
             cut = rollout.cut(asked.limit(number), logprobs)
             if cut is None or list(asked.prompt(number).ids) != asked_there["prompt_ids"]:
                 continue
-            drawn.put(number, replace(cut, cached=0))
-            missing.discard(number)
+            drawn.put(number, replace(cut, cached=0), taken=True)
+            missing[number], left = False, left - 1
             rescue.taken += 1
             rescue.taken_tokens += len(cut.ids)
 
@@ -261,7 +266,7 @@ def draw(engine: Engine, sampling: Sampling, asked: Asked, drawn: Drawn, console
     waiting: dict[int, Prompt] = {}  # of requests in the engine's hands, so that none is read from disk twice
 
     def requests() -> Iterator[Request]:
-        for number in rest.tolist():
+        for number in map(int, rest):
             request = asked.request(number)
             waiting[number] = asked.prompt(number)
             yield request

@@ -161,6 +161,10 @@ def test_other_samplings_give_what_they_have(engine: TransformersEngine, prompts
     assert watched.asked == 60 - 18
     assert [(r.question_id, r.index, r.ids, r.finish_reason) for r in got] == [
         (r.question_id, r.index, r.ids, r.finish_reason) for r in fresh]
+    again = Rescue()
+    with SampleLog(tmp_path / "log") as log:
+        assert len(resumed(log, asked, True, again, QUIET, "x").missing()) == 0
+    assert (again.reused, again.taken, again.taken_tokens) == (60 - 18, 18, rescue.taken_tokens), "who paid is remembered"
     assert rescue.taken_tokens == sum(len(r.ids) for r in got if int(r.question_id[1:]) < 10 and r.index < 2
                                       and r.question_id != "q2")
 

@@ -21,6 +21,7 @@ from upft.choices import Accelerator, Dtype, Engine
 from upft.errors import EngineError, ModelError
 from upft.machine import ComputeConfig
 from upft.sampler import Completion, Request, Sampling, open_engine
+from upft.sampler.side_by_side import SideBySide
 from upft.sampler.vllm_engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -219,6 +220,28 @@ def test_a_prompt_that_was_read_is_not_read_again(engine: VllmEngine) -> None:
     assert max(cached) >= 64
     assert min(cached) == 0
     assert sum(c > 0 for c in cached) >= 300
+
+
+def test_two_processes_share_a_call_and_its_failure(engine: VllmEngine, model_folder: Path) -> None:
+    both = open_engine(Engine.vllm, model_folder, Dtype.float32, replace(COMPUTE, devices=2))
+    assert isinstance(both, SideBySide)
+    try:
+        requests = some_requests(500)
+        whole, shared = found(engine.generate(requests, SAMPLED)), found(both.generate(iter(requests), SAMPLED))
+        assert len(shared) == 500
+        assert sum(shared[r.id] == whole[r.id] for r in requests) >= 498  # 2 for rounding next to an edge
+        ids = [one.process_id for one in both._engines]
+        assert len(set(ids)) == 2
+        endless = (replace(r, max_tokens=100) for r in some_requests(3000))
+        stream = both.generate(endless, replace(SAMPLED, stop_ids=frozenset()))
+        next(stream)
+        os.kill(ids[1], signal.SIGKILL)
+        with pytest.raises(EngineError, match="killed"):
+            list(stream)
+        assert not both.alive
+    finally:
+        both.close()
+    assert all(gone(one) for one in ids)
 
 
 def test_a_model_vllm_cannot_take_is_a_model_error(tmp_path: Path) -> None:

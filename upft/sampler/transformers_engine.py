@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upft import adapters
+from upft import adapters, manners
 from upft import config as c
 from upft.choices import Accelerator
 from upft.errors import EngineError
@@ -88,6 +88,8 @@ class TransformersEngine:
             # side (read once); the longest first, so that a batch too large for the memory fails at once.
             window.sort(key=lambda r: (r.max_tokens, len(r.prompt_ids), r.prompt_ids, r.id, r.seed), reverse=True)
             yield from self._batches(window, sampling)
+            if self._device.type == "cpu":
+                manners.give_back()  # caches of many sizes leave holes
 
     def _batches(self, requests: list[Request], sampling: Sampling) -> Iterator[Completion]:
         model = self._model

@@ -10,6 +10,7 @@ ledger.json; holds some bytes a question in memory, whatever their number.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ class _Questions:
     def written(cls, spec: SampleSpec, path: Path, prompter: Prompter) -> _Questions:
         """Read, check, render and write every question of the data. Raises DataError and ModelError."""
         stream = datasets.Stream(spec.questions)
-        places, lengths, whole = [], [], []
+        places, lengths, whole = array("q"), array("q"), array("b")
         with path.open("wb") as out:
             for question in stream:
                 ids = prompter.ids(question.text)
@@ -135,7 +136,7 @@ class _Questions:
                 whole.append(prefix.carries_trace(question.id, spec.trace_ratio))
                 out.write(json.dumps({"id": question.id, "text": question.text, "answer": question.answer,
                                       "prompt_ids": ids}, ensure_ascii=False).encode() + b"\n")
-        return cls(path, np.array(places, dtype=np.int64), np.array(lengths, dtype=np.int64), np.array(whole, dtype=bool),
+        return cls(path, np.array(places), np.array(lengths), np.array(whole, dtype=bool),
                    stream.name, stream.duplicates)
 
     def fit(self, context: int, prefix_tokens: int, trace_tokens: int) -> TooLong:
