@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -116,17 +117,23 @@ def _rank(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], ra
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback is not None:  # else gloo takes the interface that this machine's name resolves to, where it does
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    status = 0
     try:
         target(World(rank, ranks), *arguments)
     except UpftError as error:
         said.put(error)
-        raise SystemExit(1) from error
+        status = 1
     finally:
         import torch.distributed as dist
 
         if dist.is_initialized():
             with suppress(Exception):  # a peer may be gone
                 dist.destroy_process_group()
+    # Without the finalisers: gloo's threads are sometimes still there when they run, and the process then aborts
+    # (SIGABRT) with its work done, which would count as a failed training.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def chosen(compute: ComputeConfig) -> Strategy:

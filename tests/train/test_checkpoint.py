@@ -446,6 +446,7 @@ def spawned(rank: int, world: int, folder: Path, job: Callable[[int, int, Path],
         traceback.print_exc()
         os._exit(1)  # the others wait for this rank: gloo sees it go
     dist.destroy_process_group()
+    os._exit(0)  # as `ranks` ends one: gloo's threads and the finalisers do not always get along
 
 
 def on_ranks(world: int, folder: Path, job: Callable[[int, int, Path], None]) -> None:

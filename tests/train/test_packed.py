@@ -120,7 +120,7 @@ def test_filler_changes_no_gradient(tiny: Callable, share: bool) -> None:
     draw = random.Random(4)
     system = [draw.randrange(1, 320) for _ in range(12)]
     rows = [row(str(i), system + [draw.randrange(1, 320) for _ in range(60 + i)], [draw.randrange(1, 320) for _ in range(9)])
-            for i in range(15)]
+            for i in range(16)]
     model = tiny().double()
     parts, found = models.take_apart(model), []
     with attention.installed(model):
