@@ -20,7 +20,7 @@ from typing import Any
 import measure
 from rich.console import Console
 from rich.table import Table
-from samplers import Task
+from samplers import WARM_UP, Task
 
 from upft.errors import UpftError
 
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--parts", default="engines,cost,memory")
     p.add_argument("--questions", type=int, default=2000, help="of `engines`")
     p.add_argument("--repeats", type=int, default=2, help="of `engines`: the contestants take turns, the best run counts")
-    p.add_argument("--contestants", default="vllm.LLM,stage,transformers", help="of `engines`")
+    p.add_argument("--contestants", default="vllm.LLM,stage,transformers", help="of `engines`; also known: 'vllm.LLM in process'")
     p.add_argument("--cost-questions", type=int, default=64, help="of `cost`")
     p.add_argument("--trace-tokens", type=int, default=512, help="of `cost`: longest whole trace")
     p.add_argument("--memory-questions", default="10000,100000", help="of `memory`, which takes the embedded model and engine")
@@ -85,10 +85,10 @@ def engines(options: argparse.Namespace, model: Path, console: Console) -> list[
     runs: dict[str, list[measure.Measured]] = {}
     for _ in range(options.repeats):
         for name in options.contestants.split(","):
-            task = Task(name, str(model), str(options.data), ((options.questions, 1, PREFIX),), options.dtype, options.threads,
+            task = Task(name, str(model), str(options.data), (WARM_UP, (options.questions, 1, PREFIX)), options.dtype, options.threads,
                         not options.compiled, options.logprobs)
             runs.setdefault(name, []).append(seen := run(task))
-            [one] = seen.outcome["rounds"]
+            one = seen.outcome["rounds"][-1]
             console.print(f"{name}: {one['sampled_tokens'] / one['seconds']:.1f} tokens/s")
     table = Table(title=f"{options.questions:,} prefixes of {PREFIX} tokens")
     for column in ("contestant", "sampled tokens/s", "x first", "seconds", "start, s", "prompt tokens", "of them cached",
@@ -96,11 +96,11 @@ def engines(options: argparse.Namespace, model: Path, console: Console) -> list[
         table.add_column(column, justify="left" if column == "contestant" else "right")
     lines = []
     for name, measured in runs.items():
-        best = max(measured, key=lambda m: m.outcome["rounds"][0]["sampled_tokens"] / m.outcome["rounds"][0]["seconds"])
-        [one] = best.outcome["rounds"]
+        best = max(measured, key=lambda m: m.outcome["rounds"][-1]["sampled_tokens"] / m.outcome["rounds"][-1]["seconds"])
+        one = best.outcome["rounds"][-1]
         lines.append({"contestant": name, "tokens_per_s": one["sampled_tokens"] / one["seconds"], **one,
                       "opened": best.outcome["opened"], "peak_bytes": best.peak_bytes,
-                      "all_seconds": [m.outcome["rounds"][0]["seconds"] for m in measured]})
+                      "all_seconds": [m.outcome["rounds"][-1]["seconds"] for m in measured]})
         table.add_row(name, f"{lines[-1]['tokens_per_s']:.1f}", f"{lines[-1]['tokens_per_s'] / lines[0]['tokens_per_s']:.3f}",
                       f"{one['seconds']:.1f}", f"{best.outcome['opened']:.1f}", f"{one['prompt_tokens']:,}",
                       f"{one['cached_tokens']:,}", f"{one['sampled_tokens']:,}", f"{best.peak_bytes / 2**30:.2f}")

@@ -28,8 +28,12 @@ def selection(path: Path) -> list[str]:
     node = yaml.safe_load(path.read_text()) or {}
     if name == "data" and not node.get("path") and not node.get("arithmetic") and not (node.get("id") and node.get("file")):
         chosen.append("data.path=questions.jsonl")
-    elif name in ("data", "model") and node.get("id") and not node.get("revision"):
+    elif name in ("data", "model", "judge") and node.get("id") and not node.get("revision"):
         chosen.append(f"{name}.revision={REVISION}")
+    elif name == "judge":
+        chosen.append("judge.path=DIR")
+    if name == "judge":
+        chosen.append("eval=paper")
     return chosen
 
 
@@ -63,9 +67,10 @@ def unpinned_revisions(cfg) -> list[str]:
 def test_every_field_has_a_docstring():
     import ast
 
-    body = [n for name in ("config.py", "machine.py") for n in ast.parse((ROOT / "upft" / name).read_text()).body]
+    body = [n for name in ("config.py", "machine.py", "sources.py", "tasks.py")
+            for n in ast.parse((ROOT / "upft" / name).read_text()).body]
     classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith(("Config", "Source"))]
-    assert len(classes) == 16
+    assert len(classes) == 18
     bare = []
     for cls in classes:
         for node, after in zip(cls.body, [*cls.body[1:], None], strict=True):
@@ -114,6 +119,24 @@ def test_papers_settings_reach_prefix_and_train(parse):
     (["train.lr=0"], ["train.lr=0", "2e-6"]),
     (["train.max_length=8"], ["train.max_length=8", "prefix.len=8"]),
     (["eval.n=4", "eval.temperature=0"], ["eval.n=4", "eval.temperature=0"]),
+    (["eval.n=4", "eval.protocol=paper"], ["eval.n=4", "eval.tasks.arithmetic.paper.temperature=0", "eval.temperature above 0"]),
+    (["eval.n=0"], ["eval.n=0", "1 or more"]),
+    (["eval.temperature=-1"], ["eval.temperature=-1", "0 (greedy)"]),
+    (["eval.tasks.arithmetic.standard.n=0"], ["eval.tasks.arithmetic.standard.n=0", "1 or more"]),
+    (["eval.tasks.arithmetic.standard.temperature=-1"], ["arithmetic.standard.temperature=-1", "0 (greedy)"]),
+    (["eval.tasks.arithmetic.standard.prompt=hello"], ["standard.prompt=hello", "{question}"]),
+    (["eval.tasks.arithmetic.standard.options=true"], ["standard.options=true", "wrong_fields=[]"]),
+    (["eval=gpqa", "eval.protocol=standard", "eval.tasks.gpqa.standard.prompt='{question}'"],
+     ["standard.options=true", "{options}"]),
+    (["eval=gpqa", "eval.tasks.gpqa.paper.prompt='{question} {options}'"], ["paper.options=false", "{options}"]),
+    (["eval=gsm8k", "eval.tasks.gsm8k.answer_field=null"], ["gsm8k.answer_field=null", "COLUMN"]),
+    (["eval=gsm8k", "judge=model"], ["judge.path=null", "judge.path=DIR"]),
+    (["eval=gsm8k", "judge=omni_judge"], ["judge.revision=null", "judge.revision=COMMIT"]),
+    (["judge=model", "judge.path=x"], ["eval.protocol=standard", "eval.protocol=paper"]),
+    (["eval=gsm8k", "judge=model", "judge.path=x", "judge.accept='('"], ["judge.accept=(", "regular expression"]),
+    (["eval=gsm8k", "judge=model", "judge.path=x", "judge.prompt='{question} {gold}'"], ["judge.prompt", "{solution}"]),
+    (["model.paper_context=1"], ["model.paper_context=1", "or null"]),
+    (["model.temperature=-1"], ["model.temperature=-1", "or null"]),
     (["eval.limit=0"], ["eval.limit=0", "null for all"]),
     (["data.arithmetic.split=exam"], ["arithmetic.split=exam", "train or test"]),
     (["data.path=x.jsonl"], ["data.path=x.jsonl", "data=jsonl"]),

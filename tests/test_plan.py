@@ -31,10 +31,19 @@ def model_folder(tmp_path_factory) -> Path:
 def bases(model_folder) -> dict[str, list[str]]:
     """Cells that between them bring every leaf to life. engine=transformers: `auto` depends on the machine."""
     engines = ["sample.engine=transformers", "eval.engine=transformers"]
+    sampled = [f"model.path={model_folder}", "eval.protocol=paper", "eval.tasks.arithmetic.paper.temperature=0.8"]
     return {
         "generated": [f"model.path={model_folder}", *engines],
         "lora": [f"model.path={model_folder}", "train=lora", *engines],
         "auto": [f"model.path={model_folder}", "prefix.len=auto", *engines],
+        "own temperature": [f"model.path={model_folder}", "eval.tasks.arithmetic.standard.temperature=null",
+                            "model.temperature=0.7", *engines],
+        "paper": [*sampled, "model.paper_context=64", *engines],
+        "options": [f"model.path={model_folder}", *[f"eval.tasks.arithmetic.{x}" for x in (
+            "wrong_fields=[a,b]", "standard.options=true", "standard.prompt='{question} {options}'")], *engines],
+        "judged": [*sampled, "judge=model", f"judge.path={model_folder}", "judge.engine=transformers", *engines],
+        "judge of the hub": [*sampled, "judge=model", "judge.id=o/j", f"judge.revision={REVISION}",
+                             "judge.engine=transformers", *engines],
         "hub": [
             "model.path=null", "model.id=o/m", f"model.revision={REVISION}",
             "data.arithmetic=null", "data.id=o/d", f"data.revision={REVISION}", "data.file=a.jsonl",
@@ -78,12 +87,16 @@ SPECIAL = {  # leaves whose values are bound by a rule
     "model.precision": "bf16_mixed", "train.precision": "bf16_mixed",  # the others have rules
     "sample.max_tokens": "64", "prefix.len": "5", "train.lora.targets": "[q_proj]",
     "model.max_length": "100000", "data.max_length": "100000",
+    "eval.tasks.arithmetic.wrong_fields": "[x,y]", "eval.tasks.arithmetic.paper.options": None,  # with its fields: see above
+    "eval.tasks.arithmetic.standard.options": None,
+    "judge.path": None, "judge.engine": None, "judge.revision": OTHER, "judge.prompt": "'{question}{gold}{solution}'",
+    "judge.accept": "'yes+'",
 }
 
 
 def another(key: str, kind: object, now: object) -> list[str]:
     """Values to try that differ from the present one and keep every rule."""
-    if key in SPECIAL:
+    if key in SPECIAL:  # None: never by itself
         return [] if SPECIAL[key] is None else [str(SPECIAL[key])]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [m.name for m in kind if m is not now]
@@ -93,7 +106,7 @@ def another(key: str, kind: object, now: object) -> list[str]:
         return [str((now or 3) + 1)]
     if kind is float:
         return [str(0.5 if now is None else now * 0.5 + 0.25)] if not key.endswith("lr") else [str(0.123)]
-    return [f"{now or 'x'}y"]
+    return [f"'{now}y'" if key.endswith(".prompt") else f"{now or 'x'}y"]
 
 
 def value_at(config: Config, key: str) -> object:
@@ -114,6 +127,8 @@ def test_science_leaf_changes_a_key(key, kind, bases, cells, parse):
         config = cells[name]
         if value_at(config, key.rpartition(".")[0]) is None:
             continue  # this cell has no such node, such as the generator's settings of a hub data set
+        if key == "eval.protocol" and config.judge is not None:
+            continue  # a judge belongs to one protocol
         for value in another(key, kind, value_at(config, key)):
             tried += 1
             changed += keys(parse(*base, f"{key}={value}")) != keys(config)

@@ -61,6 +61,20 @@ class AnswerFormat(Enum):
     boxed = "boxed"  # worked solution with the answer in its last \boxed{}
 
 
+class AnswerKind(Enum):
+    """What an answer is, and so how it is found and compared."""
+
+    math = "math"  # a number, an expression or a few words
+    choice = "choice"  # the letter of an option
+
+
+class Protocol(Enum):
+    """How a task is put to a model."""
+
+    paper = "paper"  # greedy, one answer, the paper's context limits, no options
+    standard = "standard"  # the model's own recommended sampling, as many answers as the task needs, options shown
+
+
 class Reduction(Enum):
     """How token losses become the loss of a step."""
 

@@ -1,7 +1,7 @@
 """The whole configuration as typed dataclasses (their choices are in `upft.choices`).
 
 Floor 0: no torch, no transformers. YAML chooses, these classes judge. Science settings (they change a
-result, so they enter artifact keys) live in `model data sample prefix method train eval seed`; machine
+result, so they enter artifact keys) live in `model data sample prefix method train eval judge seed`; machine
 settings (they must not) live in `compute tracker run`, in `upft.machine`. A rule about one field stands in the class that
 owns it, a rule between fields on the class that owns both. Nothing here rewrites a value.
 """
@@ -9,114 +9,34 @@ owns it, a rule between fields on the class that owns both. Nothing here rewrite
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
 from upft.choices import (
     AnswerFormat,
+    AnswerKind,
     CutUnit,
     Dtype,
     Engine,
     MethodName,
     Precision,
+    Protocol,
     Reduction,
 )
 from upft.errors import ConfigError, demand
 from upft.machine import ComputeConfig, RunConfig, TrackerConfig
+from upft.sources import ArithmeticConfig, DataConfig, Source
+from upft.tasks import AskConfig, EvalConfig, JudgeConfig, TaskConfig, check_nucleus
+
+__all__ = ["AUTO", "PURE_BF16_LR", "AnswerFormat", "AnswerKind", "ArithmeticConfig", "AskConfig", "ComputeConfig", "Config",
+           "CutUnit", "DataConfig", "DiagnoseConfig", "Dtype", "Engine", "EvalConfig", "JudgeConfig", "LoraConfig",
+           "MethodConfig", "MethodName", "ModelConfig", "Precision", "PrefixConfig", "Protocol", "Reduction", "RunConfig",
+           "SampleConfig", "Source", "TaskConfig", "TrackerConfig", "TrainConfig"]
 
 AUTO = "auto"
 """prefix.len that the diagnosis finds."""
-
-
-@dataclass
-class ArithmeticConfig:
-    """Generated word problems (`upft.toy.arithmetic`)."""
-
-    split: str = MISSING
-    """`train` or `test`; a hash of the question decides, so the two never share one."""
-    questions: int = MISSING
-    """How many distinct questions to generate."""
-    seed: int = 0
-    """Seed of the generator."""
-    steps_min: int = 2
-    """Fewest operations in a problem."""
-    steps_max: int = 4
-    """Most operations in a problem."""
-    number_max: int = 20
-    """Largest number given in a problem."""
-
-    def __post_init__(self) -> None:
-        if self.split != MISSING:
-            demand(self.split in ("train", "test"), "arithmetic.split", self.split, "use train or test")
-        if self.questions != MISSING:
-            demand(self.questions > 0, "arithmetic.questions", self.questions, "use 1 or more")
-        demand(1 <= self.steps_min <= self.steps_max, "arithmetic.steps_min", self.steps_min,
-                f"use 1 to steps_max={self.steps_max}")
-        demand(self.number_max >= 5, "arithmetic.number_max", self.number_max, "use 5 or more")
-
-
-@dataclass
-class Source:
-    """Where questions come from: exactly one of a local file, a pinned hub file, the generator."""
-
-    path: str | None = None
-    """Local .jsonl, .json, .csv or .parquet file; its content (not its name) enters the key."""
-    id: str | None = None
-    """Hub data set id."""
-    revision: str | None = None
-    """Hub commit (40 hex digits): a branch name would let the data change under a key."""
-    file: str | None = None
-    """File inside the hub data set."""
-    arithmetic: ArithmeticConfig | None = None
-    """Generated problems instead of a file."""
-    question_field: str = "question"
-    """Column of the question."""
-    answer_field: str | None = None
-    """Column of the gold answer; null = unlabelled."""
-    answer_format: AnswerFormat = AnswerFormat.plain
-    """Where the answer stands in that column."""
-    limit: int | None = None
-    """Use the first so many questions; null = all."""
-
-    def __post_init__(self) -> None:
-        if self.limit is not None:
-            demand(self.limit > 0, "limit", self.limit, "use 1 or more, or null for all")
-        if self.revision is not None:
-            demand(re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None, "revision", self.revision,
-                    "give the commit's 40 hex digits (a branch or tag may move)")
-
-    def check_source(self, key: str) -> None:
-        """Raise ConfigError unless there is a usable source; `key` is the config path of this node."""
-        if self.path is not None and self.arithmetic is not None:
-            raise ConfigError(f"{key}.path={self.path} beside {key}.arithmetic: two sources of questions",
-                              "choose a group for files, such as data=jsonl (eval=gsm8k for a task), or set "
-                              f"{key}.arithmetic=null")
-        if self.path is not None or self.arithmetic is not None:
-            return
-        if self.id is None:
-            raise ConfigError(f"{key}.path=null: no source of questions", f"give {key}.path=FILE.jsonl")
-        for name in ("revision", "file"):
-            if getattr(self, name) is None:
-                raise ConfigError(f"{key}.{name}=null while {key}.id={self.id}", f"give {key}.{name}, or {key}.path=FILE")
-
-
-@dataclass
-class DataConfig(Source):
-    """Training questions, with the paper's settings for them."""
-
-    name: str = MISSING
-    """Label in reports."""
-    epochs: int = 1
-    """Paper's epochs for this data (train.epochs takes it unless given)."""
-    max_length: int = 3072
-    """Paper's longest sequence for this data, tokens (train.max_length takes the larger of this and the model's)."""
-
-
-@dataclass
-class TaskConfig(Source):
-    """One evaluation task."""
 
 
 @dataclass
@@ -153,6 +73,10 @@ class ModelConfig:
     """Longest whole trace to sample, tokens (sample.trace_max_tokens takes it unless given)."""
     answer_max_tokens: int = 8192
     """Longest answer in evaluation, tokens, the model's context permitting (eval.max_tokens takes it unless given)."""
+    paper_context: int | None = None
+    """Longest prompt plus answer under the paper's evaluation protocol, tokens; null = the model's own context."""
+    temperature: float | None = None
+    """Temperature where a protocol leaves it to the model; null = as its generation config recommends."""
 
     def __post_init__(self) -> None:
         demand("{question}" in self.user_template, "model.user_template", self.user_template,
@@ -160,6 +84,10 @@ class ModelConfig:
         if self.revision is not None:
             demand(re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None, "model.revision", self.revision,
                     "give the commit's 40 hex digits (a branch or tag may move)")
+        if self.paper_context is not None:
+            demand(self.paper_context >= 2, "model.paper_context", self.paper_context, "use 2 or more, or null")
+        if self.temperature is not None:
+            demand(self.temperature >= 0, "model.temperature", self.temperature, "use 0 (greedy) or more, or null")
 
     def check_source(self) -> None:
         """Raise ConfigError unless a folder or a pinned hub id is named."""
@@ -196,20 +124,13 @@ class SampleConfig:
     def __post_init__(self) -> None:
         demand(self.n >= 1, "sample.n", self.n, "use 1 or more")
         demand(self.temperature >= 0, "sample.temperature", self.temperature, "use 0 (greedy) or more")
-        _check_nucleus("sample", self.top_p, self.top_k)
+        check_nucleus("sample", self.top_p, self.top_k)
         if self.max_tokens is not None:
             demand(self.max_tokens >= 1, "sample.max_tokens", self.max_tokens, "use 1 or more, or null")
         if self.trace_ratio is not None:
             demand(0 <= self.trace_ratio <= 1, "sample.trace_ratio", self.trace_ratio, "use 0 to 1, or null")
         if self.trace_max_tokens != MISSING:
             demand(self.trace_max_tokens >= 1, "sample.trace_max_tokens", self.trace_max_tokens, "use 1 or more")
-
-
-def _check_nucleus(group: str, top_p: float | None, top_k: int | None) -> None:
-    if top_p is not None:
-        demand(0 < top_p <= 1, f"{group}.top_p", top_p, "use a value in (0, 1], or null for the model's own")
-    if top_k is not None:
-        demand(top_k >= 0, f"{group}.top_k", top_k, "use 0 (all tokens) or more, or null for the model's own")
 
 
 @dataclass
@@ -357,40 +278,6 @@ class TrainConfig:
 
 
 @dataclass
-class EvalConfig:
-    """How base and trained models are asked and scored."""
-
-    tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    """Task name -> its questions."""
-    engine: Engine = Engine.auto
-    """auto = vLLM where it is installed, else Transformers."""
-    n: int = 1
-    """Answers a question."""
-    temperature: float = 0.0
-    """Softmax temperature; 0 = greedy."""
-    top_p: float | None = None
-    """Nucleus mass; null = the model's generation config."""
-    top_k: int | None = None
-    """Most likely tokens kept, 0 = all; null = the model's generation config."""
-    max_tokens: int = MISSING
-    """Longest answer, tokens."""
-    limit: int | None = None
-    """Use the first so many questions of each task; null = all."""
-
-    def __post_init__(self) -> None:
-        demand(self.n >= 1, "eval.n", self.n, "use 1 or more")
-        demand(self.temperature >= 0, "eval.temperature", self.temperature, "use 0 (greedy) or more")
-        _check_nucleus("eval", self.top_p, self.top_k)
-        if self.max_tokens != MISSING:
-            demand(self.max_tokens >= 1, "eval.max_tokens", self.max_tokens, "use 1 or more")
-        if self.limit is not None:
-            demand(self.limit > 0, "eval.limit", self.limit, "use 1 or more, or null for all")
-        if self.n > 1 and self.temperature == 0:
-            raise ConfigError(f"eval.n={self.n} with eval.temperature=0: greedy answers would all be the same",
-                              "set eval.n=1, or a temperature above 0")
-
-
-@dataclass
 class Config:
     """One experiment ("cell")."""
 
@@ -402,6 +289,7 @@ class Config:
     method: MethodConfig = MISSING
     train: TrainConfig = MISSING
     eval: EvalConfig = MISSING
+    judge: JudgeConfig | None = None
     compute: ComputeConfig = MISSING
     tracker: TrackerConfig = MISSING
     run: RunConfig = MISSING
@@ -415,13 +303,12 @@ class Config:
         demand(self.seed >= 0, "seed", self.seed, "use 0 or more")
         self.model.check_source()
         self.data.check_source("data")
-        if not self.eval.tasks:
-            raise ConfigError("eval.tasks={}: nothing to evaluate on", "choose one, such as eval=gsm8k")
-        for name, task in self.eval.tasks.items():
-            task.check_source(f"eval.tasks.{name}")
-            if task.answer_field is None and task.arithmetic is None:
-                raise ConfigError(f"eval.tasks.{name}.answer_field=null: nothing to grade against",
-                                  f"name the column of gold answers: eval.tasks.{name}.answer_field=COLUMN")
+        self.eval.check()
+        if self.judge is not None:
+            self.judge.check_source()
+            if self.eval.protocol is not Protocol.paper:
+                raise ConfigError(f"a judge beside eval.protocol={self.eval.protocol.name}: it belongs to the paper's protocol",
+                                  "use eval.protocol=paper, or judge=null")
         if self.prefix.fixed is None and self.sample.temperature == 0:
             raise ConfigError("prefix.len=auto with sample.temperature=0: greedy traces of one question are all the same",
                               "give prefix.len=N, or set a temperature above 0")

@@ -20,11 +20,12 @@ from upft.prefix import question_id
 
 @dataclass(frozen=True)
 class Question:
-    """One question. `answer` is the gold answer as written in the data, or None."""
+    """One question. answer: the gold answer as written in the data, or None. wrong: the options beside it, where asked for."""
 
     id: str
     text: str
     answer: str | None
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Stream(Iterator[Question]):
     def __init__(self, spec: QuestionsSpec) -> None:
         source = spec.source
         self.duplicates = 0
+        self._conflict: DataError | None = None
         self._found: Iterator[Question]
         if isinstance(source, Generated):
             self.name = f"arithmetic/{source.split}"
@@ -58,14 +60,17 @@ class Stream(Iterator[Question]):
         return next(self._found)
 
     def _read(self, path: Path, spec: QuestionsSpec) -> Iterator[Question]:
-        seen: set[int] = set()
+        seen: dict[int, int] = {}
         for where, record in _records(path):
             question = _question(where, record, spec)
-            known = int(question.id, 16)
+            known, answer = int(question.id, 16), hash(question.answer)
             if known in seen:
                 self.duplicates += 1
+                if seen[known] != answer and self._conflict is None:
+                    self._conflict = DataError(f"{where}: the same question stands further up with another answer than "
+                                               f"{question.answer!r}", "correct one of the two rows, or remove both")
                 continue
-            seen.add(known)
+            seen[known] = answer
             yield question
             if spec.limit is not None and len(seen) >= spec.limit:
                 break
@@ -73,10 +78,24 @@ class Stream(Iterator[Question]):
             raise DataError(f"{path} holds no questions", "give a file with one question a line")
 
 
+    def raise_conflict(self) -> None:
+        """Raise DataError if a question was read twice with different answers."""
+        if self._conflict is not None:
+            raise self._conflict
+
+
 def load(spec: QuestionsSpec) -> Questions:
     """Read, check and de-duplicate a set of questions. Raises DataError."""
     stream = Stream(spec)
     rows = tuple(stream)
+    return Questions(rows, stream.duplicates, stream.name)
+
+
+def load_graded(spec: QuestionsSpec) -> Questions:
+    """As `load`, of a task: what is asked twice with different answers cannot be graded. Raises DataError."""
+    stream = Stream(spec)
+    rows = tuple(stream)
+    stream.raise_conflict()
     return Questions(rows, stream.duplicates, stream.name)
 
 
@@ -167,7 +186,11 @@ def _question(where: str, record: dict[str, Any], spec: QuestionsSpec) -> Questi
     answer = None
     if spec.answer_field is not None:
         answer = _answer(where, _field(where, record, spec.answer_field, "answer_field"), spec)
-    return Question(question_id(text), text, answer)
+    wrong = tuple(_field(where, record, name, "wrong_fields").strip() for name in spec.wrong_fields)
+    if answer is not None and wrong and (len({answer, *wrong}) <= len(wrong) or not all(wrong)):
+        raise DataError(f"{where}: its options are not {len(wrong) + 1} different ones: {(answer, *wrong)}",
+                        "correct or remove the row")
+    return Question(question_id(text), text, answer, wrong)
 
 
 def _field(where: str, record: dict[str, Any], name: str, setting: str) -> str:

@@ -16,7 +16,7 @@ from upft import export
 from upft.config import Config
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import EvaluateSpec, Plan, SampleSpec, Stage, plan, relatives
+from upft.plan import EvaluateSpec, JudgeSpec, Plan, SampleSpec, Stage, plan, relatives
 from upft.store import Artifact, Corrupt, Hasher, Store
 
 MARK = {True: "[green]done[/]", False: "[cyan]hit[/] "}
@@ -64,8 +64,7 @@ def walk(cell: Plan, store: Store, compute: ComputeConfig, tracker: TrackerConfi
 
     artifacts: dict[str, Artifact] = {}
     with EnginePool(compute) as engines:
-        host = Host(compute, tracker, console, engines,
-                    lambda spec: [artifact.path for artifact in store.related("sample", relatives(spec))])
+        host = Host(compute, tracker, console, engines, partial(_related, store))
         for stage in cell.stages:
             inputs = {role: artifacts[upstream.key].path for role, upstream in stage.inputs.items()}
             began = time.monotonic()
@@ -93,20 +92,33 @@ def preflight(missing: list[Stage]) -> None:
 
     Raises DataError or ModelError exactly as the stage would, only hours earlier.
     """
-    from upft import datasets, models
+    from upft import datasets, evaluation, judging, models
     from upft.prompts import Prompter
+    from upft.sampler import resolve_sampling
 
     for stage in missing:
         spec = stage.spec
+        if isinstance(spec, JudgeSpec):
+            judging.check(spec)
         if not isinstance(spec, (SampleSpec, EvaluateSpec)):
             continue
-        prompter = Prompter(models.load_tokenizer(models.resolve(spec.model.source), spec.model.trust_remote_code),
-                            spec.prompt)
-        # A task is small: render it whole. Training questions may be many, and the stage that samples
-        # renders them all before it starts an engine.
+        source = models.resolve(spec.model.source)
+        tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
+        prompter = Prompter(tokenizer, spec.prompt)
+        if isinstance(spec, EvaluateSpec):  # a task is small: render it whole
+            evaluation.check(spec, prompter, resolve_sampling(spec.sampling, source, tokenizer), source)
+            continue
+        # Training questions may be many, and the stage that samples renders them all before it starts an engine.
         for number, question in enumerate(datasets.Stream(spec.questions)):
-            if number == 0 or isinstance(spec, EvaluateSpec):
+            if number == 0:
                 prompter.ids(question.text)
+
+
+def _related(store: Store, spec: SampleSpec | EvaluateSpec, inputs: Mapping[str, Path]) -> list[Path]:
+    """Artifacts that may hold what a stage would sample: of the same spec but for its questions, and the same training."""
+    training = inputs["model"].name if "model" in inputs else None
+    found = store.related("sample" if isinstance(spec, SampleSpec) else "evaluate", relatives(spec))
+    return [artifact.path for artifact in found if artifact.json("spec.json")["inputs"].get("model") == training]
 
 
 def _shown(path: Path) -> str:

@@ -18,7 +18,7 @@ from upft import config as c
 from upft.errors import ConfigError, DataError, ModelError
 from upft.store import Hasher, canonical, digest
 
-VERSIONS = {"sample": 2, "diagnose": 1, "build": 2, "train": 2, "evaluate": 1, "report": 2}
+VERSIONS = {"sample": 2, "diagnose": 1, "build": 2, "train": 2, "evaluate": 2, "judge": 1, "report": 3}
 """Raised by hand when a stage's code changes what it would write for the same spec."""
 
 
@@ -60,6 +60,7 @@ class QuestionsSpec:
     answer_field: str | None
     answer_format: c.AnswerFormat
     limit: int | None
+    wrong_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How tokens are drawn. top_p and top_k null = the model's generation config."""
+    """How tokens are drawn. temperature, top_p and top_k null = the model's generation config."""
 
     engine: c.Engine
     dtype: c.Dtype
-    temperature: float
+    temperature: float | None
     top_p: float | None
     top_k: int | None
     seed: int
@@ -169,14 +170,33 @@ class EvaluateSpec:
     """Ask one model one task and grade the answers.
 
     The model is `model`, or what the training upstream has made of it: its weights or an adapter on them.
+    wording: what is asked, `{question}` and `{options}` to be replaced; context: longest prompt plus answer, null = the
+    model's own.
     """
 
     model: ModelSpec
     prompt: PromptSpec
     task: str
+    protocol: c.Protocol
+    wording: str
+    kind: c.AnswerKind
     questions: QuestionsSpec
     sampling: SamplingSpec
     n: int
+    max_tokens: int
+    context: int | None
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """Let another model look at the answers that the rule calls wrong."""
+
+    model: ModelSpec
+    system_prompt: str | None
+    prompt: str
+    accept: str
+    engine: c.Engine
+    dtype: c.Dtype
     max_tokens: int
 
 
@@ -194,7 +214,7 @@ class ReportSpec:
     tasks: tuple[str, ...]
 
 
-Spec = SampleSpec | DiagnoseSpec | BuildSpec | TrainSpec | EvaluateSpec | ReportSpec
+Spec = SampleSpec | DiagnoseSpec | BuildSpec | TrainSpec | EvaluateSpec | JudgeSpec | ReportSpec
 
 
 @dataclass(frozen=True)
@@ -238,10 +258,11 @@ class Plan:
         return [stage for stage in self.stages if stage.name == name]
 
 
-def relatives(spec: SampleSpec) -> dict[str, Any]:
-    """What the identities of two samplings must agree in for the one to hold samples of the other: a question's
-    `index`-th trace follows from the model, the prompt, the settings and the seed alone."""
-    return {"stage": "sample", "version": VERSIONS["sample"], "spec": {
+def relatives(spec: SampleSpec | EvaluateSpec) -> dict[str, Any]:
+    """What the identities of two samplings (or evaluations, of the same training) must agree in for the one to hold samples
+    of the other: a prompt's `index`-th completion follows from the model, the settings and the seed alone."""
+    stage = "sample" if isinstance(spec, SampleSpec) else "evaluate"
+    return {"stage": stage, "version": VERSIONS[stage], "spec": {
         name: canonical(getattr(spec, name)) for name in ("model", "prompt", "sampling")}}
 
 
@@ -304,30 +325,51 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
     ), {"rows": build})
 
     def evaluate(task: str, trained: bool) -> Stage:
+        ask = config.eval.ask(task)
+        asked = config.eval.tasks[task]
         spec = EvaluateSpec(
-            model=model, prompt=prompt, task=task,
-            questions=questions_spec(config.eval.tasks[task], f"eval.tasks.{task}", hasher, config.eval.limit),
+            model=model, prompt=prompt, task=task, protocol=config.eval.protocol, wording=ask.prompt,
+            kind=c.AnswerKind.choice if ask.options else asked.kind,
+            questions=questions_spec(asked, f"eval.tasks.{task}", hasher, config.eval.limit,
+                                     tuple(asked.wrong_fields) if ask.options else ()),
             sampling=SamplingSpec(
                 engine=resolve_engine(config.eval.engine, "eval.engine"), dtype=config.model.dtype,
-                temperature=config.eval.temperature, top_p=config.eval.top_p, top_k=config.eval.top_k,
-                seed=config.seed),
-            n=config.eval.n, max_tokens=config.eval.max_tokens)
-        who = config.method.name.name if trained else "base"
-        return Stage("evaluate", f"evaluate {who}: {task}", spec, {"model": train} if trained else {})
+                temperature=config.model.temperature if ask.temperature is None else ask.temperature,
+                top_p=config.eval.top_p, top_k=config.eval.top_k, seed=config.seed),
+            n=ask.n, max_tokens=config.eval.max_tokens,
+            context=config.model.paper_context if config.eval.protocol is c.Protocol.paper else None)
+        return Stage("evaluate", f"evaluate {who(trained)}: {task}", spec, {"model": train} if trained else {})
 
-    tasks = tuple(config.eval.tasks)
-    base = {task: evaluate(task, trained=False) for task in tasks}
-    after = {task: evaluate(task, trained=True) for task in tasks}
+    def who(trained: bool) -> str:
+        return config.method.name.name if trained else "base"
+
+    evaluations = {f"{side}:{task}": evaluate(task, trained) for side, trained in (("base", False), ("trained", True))
+                   for task in config.eval.tasks}
+    judged = {} if config.judge is None else judgements(config.judge, evaluations, hasher)
     report = Stage("report", "report", ReportSpec(
         title=f"{config.method.name.name} of {config.model.name} on {config.data.name}", model=config.model.name,
         data=config.data.name, method=config.method.name, prefix_len=length, ratio=config.prefix.ratio,
-        seed=config.seed, tasks=tasks,
+        seed=config.seed, tasks=tuple(config.eval.tasks),
     ), {**({"pilot": first[0]} if length is None else {}),
-        "samples": sample, "diagnosis": diagnose, "rows": build, "train": train,
-        **{f"base:{task}": stage for task, stage in base.items()},
-        **{f"trained:{task}": stage for task, stage in after.items()}})
+        "samples": sample, "diagnosis": diagnose, "rows": build, "train": train, **evaluations, **judged})
+    base = [stage for role, stage in evaluations.items() if role.startswith("base:")]
+    after = [stage for role, stage in evaluations.items() if role.startswith("trained:")]
     # Base evaluations stand next to the sampling so that one engine start serves both.
-    return Plan((*first, *base.values(), build, train, *after.values(), report))
+    return Plan((*first, *base, build, train, *after, *judged.values(), report))
+
+
+def judgements(judge: c.JudgeConfig, evaluations: Mapping[str, Stage], hasher: Hasher) -> dict[str, Stage]:
+    """`judged:ROLE` -> the judge's look at that evaluation. Raises ModelError for a judge that is no model."""
+    if judge.path is not None:
+        source: ContentRef | HubRef = model_ref(Path(judge.path), hasher, "judge.path")
+    else:
+        assert judge.id is not None  # Config.check saw to both
+        assert judge.revision is not None
+        source = HubRef(judge.id, judge.revision)
+    spec = JudgeSpec(ModelSpec(source, judge.trust_remote_code), judge.system_prompt, judge.prompt, judge.accept,
+                     resolve_engine(judge.engine, "judge.engine"), judge.dtype, judge.max_tokens)
+    return {f"judged:{role}": Stage("judge", f"judge {stage.label.removeprefix('evaluate ')}", spec, {"answers": stage})
+            for role, stage in evaluations.items()}
 
 
 def lora_spec(lora: c.LoraConfig | None) -> LoraSpec | None:
@@ -346,9 +388,9 @@ def model_spec(model: c.ModelConfig, hasher: Hasher) -> ModelSpec:
     return ModelSpec(HubRef(model.id, model.revision), model.trust_remote_code)
 
 
-def model_ref(folder: Path, hasher: Hasher) -> ContentRef:
-    """A local Hugging Face folder by content: every file but documentation and hidden ones."""
-    key = f"model.path={folder}"
+def model_ref(folder: Path, hasher: Hasher, name: str = "model.path") -> ContentRef:
+    """A local Hugging Face folder by content: every file but documentation and hidden ones. `name`: the key that gives it."""
+    key = f"{name}={folder}"
     if not folder.is_dir():
         raise ModelError(f"{key}: there is no such folder", "give the folder of a Hugging Face model")
     if not (folder / "config.json").is_file():
@@ -364,7 +406,8 @@ def model_ref(folder: Path, hasher: Hasher) -> ContentRef:
     return ContentRef(hasher.files(files), str(folder.resolve()))
 
 
-def questions_spec(source: c.Source, key: str, hasher: Hasher, limit: int | None) -> QuestionsSpec:
+def questions_spec(source: c.Source, key: str, hasher: Hasher, limit: int | None,
+                   wrong_fields: tuple[str, ...] = ()) -> QuestionsSpec:
     """How to find and read a set of questions; the smaller of the two limits holds."""
     ref: ContentRef | HubRef | Generated
     if source.path is not None:
@@ -382,7 +425,7 @@ def questions_spec(source: c.Source, key: str, hasher: Hasher, limit: int | None
         ref = HubRef(source.id, source.revision, source.file)
     limits = [n for n in (source.limit, limit) if n is not None]
     return QuestionsSpec(ref, source.question_field, source.answer_field, source.answer_format,
-                         min(limits) if limits else None)
+                         min(limits) if limits else None, wrong_fields)
 
 
 def resolve_engine(engine: c.Engine, key: str) -> c.Engine:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from upft import datasets, diagnosis, models, prefix, shapes
+from upft import asking, datasets, diagnosis, models, prefix, shapes
 from upft.choices import CutUnit
 from upft.config import Config
 from upft.console import Console
@@ -64,7 +64,9 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
         source = models.resolve(spec.model.source)
         questions = datasets.load(spec.questions)
         prompter = Prompter(models.load_tokenizer(source, spec.model.trust_remote_code), spec.prompt)
-        prompt_tokens = spec.n * sum(len(prompter.ids(q.text)) for q in questions.rows)
+        texts = [q.text for q in questions.rows] if isinstance(spec, SampleSpec) else [
+            item.text for item in asking.items(questions, spec.wording, spec.kind)]
+        prompt_tokens = spec.n * sum(len(prompter.ids(text)) for text in texts)
         if isinstance(spec, SampleSpec):
             traces = sum(prefix.carries_trace(q.id, spec.trace_ratio) for q in questions.rows)
             prefixes = len(questions.rows) - traces
@@ -74,7 +76,7 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
             what = f"{prefixes:,} prefixes of {named}, {traces:,} whole traces, n={spec.n}"
         else:
             new = spec.n * len(questions.rows) * spec.max_tokens
-            what = f"{len(questions.rows):,} questions, n={spec.n}"
+            what = f"{len(questions.rows):,} questions, {spec.protocol.name} protocol, n={spec.n}"
         if questions.duplicates:
             what += f" ({questions.duplicates} duplicates left out)"
         return Estimate(what, prompt_tokens, new, _flops(source, prompt_tokens + new, len(questions.rows) * spec.n, False))

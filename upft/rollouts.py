@@ -8,7 +8,7 @@ bytes a request). Knows no method and no task.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -229,37 +229,51 @@ def resumed(log: SampleLog, asked: Asked, logprobs: bool, rescue: Rescue, consol
 
 
 def take_over(earlier: Path, asked: Asked, drawn: Drawn, logprobs: bool, rescue: Rescue) -> None:
-    """Put what another sampling holds of what is asked, cut where less is asked for, into `drawn`.
+    """Put what another artifact holds of what is asked, cut where less is asked for, into `drawn`.
 
-    earlier: the artifact of a sampling by the same model, prompt and settings; the prompt of each question is compared.
+    earlier: the artifact of a sampling or an evaluation of the same model with the same settings; the prompt of each
+    question is compared.
     """
     missing = np.zeros(len(asked), dtype=bool)
     missing[drawn.missing()] = True
     left = int(missing.sum())
-    with (earlier / "questions.jsonl").open(encoding="utf-8") as questions, \
-            (earlier / "samples.jsonl").open(encoding="utf-8") as samples:
-        asked_there: dict[str, Any] = {}
+    for rollout, prompt_ids in _earlier(earlier):
+        if left == 0:
+            return
+        number = asked.find(rollout.question_id, rollout.index)
+        if number is None or not missing[number]:
+            continue
+        cut = rollout.cut(asked.limit(number), logprobs)
+        if cut is None or list(asked.prompt(number).ids) != prompt_ids:
+            continue
+        drawn.put(number, replace(cut, cached=0), taken=True)
+        missing[number], left = False, left - 1
+        rescue.taken += 1
+        rescue.taken_tokens += len(cut.ids)
+
+
+def _earlier(artifact: Path) -> Iterator[tuple[Rollout, list[int]]]:
+    """(completion, ids of its prompt) of a finished evaluation or sampling."""
+    if (artifact / "answers.jsonl").is_file():
+        with (artifact / "answers.jsonl").open(encoding="utf-8") as answers:
+            for line in answers:
+                row = json.loads(line)
+                yield read(row), row["prompt_ids"]
+        return
+    with (artifact / "questions.jsonl").open(encoding="utf-8") as questions, \
+            (artifact / "samples.jsonl").open(encoding="utf-8") as samples:
+        question: dict[str, Any] = {}
         for line in samples:
-            if left == 0:
-                return
             rollout = read(json.loads(line))
-            while asked_there.get("id") != rollout.question_id:  # both files are in the order of the questions
-                asked_there = json.loads(next(questions))
-            number = asked.find(rollout.question_id, rollout.index)
-            if number is None or not missing[number]:
-                continue
-            cut = rollout.cut(asked.limit(number), logprobs)
-            if cut is None or list(asked.prompt(number).ids) != asked_there["prompt_ids"]:
-                continue
-            drawn.put(number, replace(cut, cached=0), taken=True)
-            missing[number], left = False, left - 1
-            rescue.taken += 1
-            rescue.taken_tokens += len(cut.ids)
+            while question.get("id") != rollout.question_id:  # both files are in the order of the questions
+                question = json.loads(next(questions))
+            yield rollout, question["prompt_ids"]
 
 
 def draw(engine: Engine, sampling: Sampling, asked: Asked, drawn: Drawn, console: Console, label: str,
-         unit: str = "answers") -> None:
-    """Sample what `drawn` lacks. Raises EngineError where the engine leaves some out."""
+         unit: str = "answers", watch: Callable[[int, Rollout], Mapping[str, float | str]] | None = None) -> None:
+    """Sample what `drawn` lacks. watch: gets each completion as it comes, and says what the progress bar should tell
+    beside the rates. Raises EngineError where the engine leaves some out."""
     rest = asked.order(drawn.missing())
     if len(rest) == 0:
         return
@@ -274,8 +288,9 @@ def draw(engine: Engine, sampling: Sampling, asked: Asked, drawn: Drawn, console
     with console.bar(label, len(rest), unit) as bar:
         for completion in engine.generate(requests(), sampling):
             number = int(completion.id)
-            drawn.put(number, _rollout(waiting.pop(number), number % asked.n, completion))
-            bar.advance(1, tokens=len(completion.ids))
+            rollout = _rollout(waiting.pop(number), number % asked.n, completion)
+            drawn.put(number, rollout)
+            bar.advance(1, len(completion.ids), **(watch(number, rollout) if watch is not None else {}))
     missing = drawn.missing()
     if len(missing):
         raise EngineError(f"{engine.name} returned {len(rest) - len(missing)} of {len(rest)} completions (without the "

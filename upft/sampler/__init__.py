@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from upft.plan import HubRef, SamplingSpec, resolve_engine
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Completion", "Engine", "EnginePool", "Request", "Sampling", "fitted", "label", "open_engine",
+__all__ = ["Completion", "Engine", "EnginePool", "Later", "Request", "Sampling", "fitted", "label", "open_engine",
            "request_seed", "resolve_sampling"]
 
 
@@ -95,6 +95,41 @@ class Engine(Protocol):
         """Give back memory and processes; a second call does nothing."""
 
 
+class Later:
+    """An engine that is opened when it has something to draw. told: the summary of an artifact that the same kind of
+    engine made of the same model; what it says need not be asked of the engine. See `Engine`."""
+
+    def __init__(self, opened: Callable[[], Engine], told: Mapping[str, Any] | None = None) -> None:
+        self._open, self._told = opened, told if told is not None and "context" in told else None
+
+    @property
+    def name(self) -> str:
+        """See `Engine`."""
+        return str(self._told["engine"]) if self._told is not None else self._open().name
+
+    @property
+    def per_request_seed(self) -> bool:
+        """See `Engine`."""
+        return bool(self._told["per_request_seed"]) if self._told is not None else self._open().per_request_seed
+
+    @property
+    def context(self) -> int:
+        """See `Engine`."""
+        return int(self._told["context"]) if self._told is not None else self._open().context
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be used: opening it is left to the first use."""
+        return True
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        """See `Engine`."""
+        return self._open().generate(requests, sampling)
+
+    def close(self) -> None:
+        """Nothing: the engine belongs to its pool."""
+
+
 def label(model: Path | HubRef, adapter: Path | None = None) -> str:
     """How messages name a model."""
     name = str(model) if isinstance(model, Path) else f"{model.id}@{model.revision[:8]}"
@@ -146,6 +181,11 @@ class EnginePool:
         self._key = key
         return self._engine
 
+    def later(self, told: Mapping[str, Any] | None, kind: c.Engine, source: Path | HubRef, dtype: c.Dtype,
+              trust_remote_code: bool = False, adapter: Path | None = None) -> Later:
+        """As `get`, opened only when it has to draw, or to say what `told` does not."""
+        return Later(partial(self.get, kind, source, dtype, trust_remote_code, adapter), told)
+
     def close(self) -> None:
         """Close the open engine, if any; `get` opens the next one."""
         engine, self._engine, self._key = self._engine, None, None
@@ -192,7 +232,8 @@ def resolve_sampling(spec: SamplingSpec, source: Path | HubRef,
                      tokenizer: PreTrainedTokenizerBase, logprobs: bool = False) -> Sampling:
     """Fill in what the spec leaves to the model, from its generation_config.json.
 
-    top_p and top_k: the file's value where the spec says null, else 1 and 0 (no filter; a default of the
+    temperature: the file's value where the spec says null, 1 where the file wants sampling and names none, 0 (greedy) where
+    it does not. top_p and top_k: the file's value where the spec says null, else 1 and 0 (no filter; a default of the
     transformers library never stands in for a value the model's authors did not write). Stop tokens: every
     EOS id of the file (of config.json where there is no such file) and the tokenizer's. Raises ModelError
     where no EOS is known, for then no completion would ever finish.
@@ -207,8 +248,9 @@ def resolve_sampling(spec: SamplingSpec, source: Path | HubRef,
         raise ModelError(f"{label(source)} names no end-of-sequence token: no completion would ever finish",
                          "write eos_token_id into its generation_config.json, or an EOS into its tokenizer")
     top_p, top_k = settings.get("top_p"), settings.get("top_k")
+    recommended = float(settings.get("temperature") or 1.0) if settings.get("do_sample") else 0.0
     return Sampling(
-        temperature=spec.temperature,
+        temperature=recommended if spec.temperature is None else spec.temperature,
         top_p=spec.top_p if spec.top_p is not None else 1.0 if top_p is None else float(top_p),
         top_k=spec.top_k if spec.top_k is not None else 0 if top_k is None else int(top_k),
         stop_ids=frozenset(stop_ids), seed=spec.seed, logprobs=logprobs)

@@ -6,14 +6,16 @@ Floor 5. `run(spec, inputs, out, host)`: `spec` holds the science, `inputs` the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from upft.choices import Accelerator
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import SampleSpec
+from upft.plan import EvaluateSpec, SampleSpec
 from upft.sampler import EnginePool
 
 
@@ -25,8 +27,8 @@ class Host:
     tracker: TrackerConfig
     console: Console
     engines: EnginePool
-    relatives: Callable[[SampleSpec], Sequence[Path]] = lambda spec: ()
-    """Finished samplings of the same model, prompt and settings, whatever their questions and counts."""
+    relatives: Callable[[SampleSpec | EvaluateSpec, Mapping[str, Path]], Sequence[Path]] = lambda spec, inputs: ()
+    """Finished samplings (or evaluations) of the same model, prompt and settings, whatever their questions and counts."""
 
     @property
     def gpus(self) -> int:
@@ -36,3 +38,13 @@ class Host:
         import torch
 
         return self.compute.devices if torch.cuda.is_available() else 0
+
+
+def told(artifacts: Sequence[Path], file: str) -> dict[str, Any] | None:
+    """The summary of the first of these artifacts that says how long its engine's context was; None where none does."""
+    for artifact in artifacts:
+        summary = json.loads((artifact / file).read_text(encoding="utf-8"))
+        if "context" in summary:
+            assert isinstance(summary, dict)  # written by our own stages
+            return summary
+    return None

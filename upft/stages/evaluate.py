@@ -1,91 +1,132 @@
 """Stage `evaluate`: one model, one task: ask, grade, score.
 
-Base and trained model are asked with the same seeds, so their answers pair question by question. Writes
-answers.jsonl (a row an answer), scores.json, ledger.json. Knows nothing of training.
+Base and trained model are asked with the same seeds, so their answers pair question by question. Answers are graded in
+processes of their own while others are being drawn; they go to the log as they come, and those that another evaluation of
+the same model holds (fewer answers a question, the same questions in another file) are taken over. Writes answers.jsonl,
+scores.json (see `upft.answers`), ledger.json. Knows nothing of training.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from upft import datasets, grading, ledger, models, rollouts, shapes, statistics
-from upft.errors import DataError
+from upft import answers, asking, evaluation, grading, ledger, models, rollouts, shapes
+from upft.graders import Graders
 from upft.plan import EvaluateSpec, Generated, HubRef
 from upft.prompts import Prompter
-from upft.sampler import resolve_sampling
-from upft.stages import Host
+from upft.sample_log import SampleLog
+from upft.sampler import Engine, Sampling, resolve_sampling
+from upft.stages import Host, told
 from upft.store import RESUME
+
+THOUGHT = "<think>"
+"""Where a chat template opens the thought in the prompt, the completion has its end only."""
 
 
 def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Ask every question `spec.n` times and grade each answer."""
-    questions = datasets.load(spec.questions)
+    asked_for, questions = evaluation.items(spec)
     if questions.duplicates:
         host.console.warn(f"{questions.name}: {questions.duplicates} duplicate questions, each asked once")
     source, adapter = _opened(spec, inputs.get("model"))
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
-    prompter = Prompter(tokenizer, spec.prompt)
+    sampling = resolve_sampling(spec.sampling, source, tokenizer)
+    evaluation.check_sampling(spec, sampling)
+    related, rescue, cost = host.relatives(spec, inputs), rollouts.Rescue(), ledger.Ledger()
     with ledger.Meter() as meter:
-        engine = host.engines.get(spec.sampling.engine, source, spec.sampling.dtype, spec.model.trust_remote_code,
-                                  adapter)
-        prompts: list[rollouts.Prompt] = []
-        for question in questions.rows:
-            ids = tuple(prompter.ids(question.text))
-            if len(ids) >= engine.context:
-                raise DataError(f"task {spec.task}: question {question.id} has {len(ids)} tokens, the model's context "
-                                f"{engine.context}", "leave it out of the task's file, or use a model with a longer context")
-            prompts.append(rollouts.Prompt(question.id, ids, min(spec.max_tokens, engine.context - len(ids))))
-        sampling = resolve_sampling(spec.sampling, source, tokenizer)
-        drawn = rollouts.roll_out(engine, sampling, prompts, spec.n, spec.sampling.seed, host.console, "answering",
-                                  keep=out / RESUME)
-        texts = [tokenizer.decode(r.ids, skip_special_tokens=True) for r in drawn]
-        gold = {question.id: question for question in questions.rows}
-        verdicts = []
-        with host.console.bar("grading", len(drawn), "answers") as bar:
-            for rollout, text in zip(drawn, texts, strict=True):
-                answer = gold[rollout.question_id].answer
-                assert answer is not None  # Config.check demands an answer field
-                verdicts.append(grading.grade(text, answer))
-                bar.advance(1)
-    cost = ledger.Ledger()
+        engine = host.engines.later(told(related, answers.SCORES), spec.sampling.engine, source, spec.sampling.dtype,
+                                    spec.model.trust_remote_code, adapter)
+        prompts = evaluation.prompts(spec, asked_for, Prompter(tokenizer, spec.prompt), engine.context)
+        asked = rollouts.Asked.of(prompts, spec.n, spec.sampling.seed)
+        with SampleLog(out / RESUME) as log, Graders() as graders:
+            drawn = rollouts.resumed(log, asked, False, rescue, host.console, "answering")
+            for earlier in related if len(drawn.missing()) else ():
+                rollouts.take_over(earlier, asked, drawn, False, rescue)
+            if rescue.taken:
+                host.console.say(f"  answering: {rescue.taken:,} of {len(asked):,} are in the store already")
+            text = _texts(tokenizer, asked)
+            marks = _Marks(graders, spec, asked_for, text)
+            for number in sorted(set(range(len(asked))) - set(drawn.missing().tolist())):
+                marks.put(number, drawn[number])
+            rollouts.draw(engine, sampling, asked, drawn, host.console, "answering", watch=marks.put)
+            marks.wait(host, len(asked))
+            priced = rollouts.price(cost, asked, drawn, shapes.read_shape(source))
+            rows = _rows(spec, asked_for, asked, priced, text, marks)
+            answers.write(out, rows, {**_about(spec, sampling, engine), "reused_after_interruption": rescue.reused,
+                                      "taken_from_other_evaluations": rescue.taken, "dropped_log_lines": rescue.dropped})
+    cost.reused_tokens = rescue.taken_tokens
     meter.fill(cost, host.gpus)
-    for _ in rollouts.price(cost, rollouts.Asked.of(prompts, spec.n, spec.sampling.seed), drawn, shapes.read_shape(source)):
-        pass
     cost.write(out)
 
+
+class _Marks:
+    """The verdicts on answers, by number, as the graders give them."""
+
+    def __init__(self, graders: Graders, spec: EvaluateSpec, asked_for: list[asking.Item],
+                 text: Callable[[int, rollouts.Rollout], tuple[str, str]]) -> None:
+        self._graders, self._spec, self._asked_for, self._text = graders, spec, asked_for, text
+        self.verdicts: dict[int, grading.Verdict] = {}
+        self._right = 0
+
+    def put(self, number: int, rollout: rollouts.Rollout) -> Mapping[str, float | str]:
+        """Have one more graded; what the progress bar tells of those done by now."""
+        item = self._asked_for[number // self._spec.n]
+        opening, completion = self._text(number, rollout)
+        self._graders.put(number, opening + completion, item.gold, item.kind)
+        self._take(self._graders.ready())
+        return {"accuracy": f"{self._right / len(self.verdicts):.1%}"} if self.verdicts else {}
+
+    def wait(self, host: Host, count: int) -> None:
+        """Until all are graded."""
+        with host.console.bar("grading", count, "answers") as bar:
+            bar.advance(len(self.verdicts))
+            for one in self._graders.rest():
+                self._take(iter([one]))
+                bar.advance(1)
+
+    def _take(self, found: Iterator[tuple[int, grading.Verdict]]) -> None:
+        for number, verdict in found:
+            self.verdicts[number] = verdict
+            self._right += verdict.right
+
+
+def _texts(tokenizer: Any, asked: rollouts.Asked) -> Callable[[int, rollouts.Rollout], tuple[str, str]]:
+    """A function that gives (how the prompt opens the answer, the answer) as text."""
+    def text(number: int, rollout: rollouts.Rollout) -> tuple[str, str]:
+        end = tokenizer.decode(list(asked.prompt(number).ids[-4:]), skip_special_tokens=False)
+        return THOUGHT if end.rstrip().endswith(THOUGHT) else "", tokenizer.decode(rollout.ids, skip_special_tokens=True)
+
+    return text
+
+
+def _rows(spec: EvaluateSpec, asked_for: list[asking.Item], asked: rollouts.Asked, drawn: Iterator[rollouts.Rollout],
+          text: Callable[[int, rollouts.Rollout], tuple[str, str]], marks: _Marks) -> Iterator[dict[str, Any]]:
+    """The lines of answers.jsonl."""
     styled = isinstance(spec.questions.source, Generated)
-    with (out / "answers.jsonl").open("w", encoding="utf-8") as stream:
-        for rollout, text, verdict in zip(drawn, texts, verdicts, strict=True):
-            question = gold[rollout.question_id]
-            row: dict[str, Any] = {
-                "id": question.id, "index": rollout.index, "question": question.text, "gold": question.answer,
-                "completion": text, "extracted": verdict.extracted, "right": verdict.right, "reason": verdict.reason,
-                "finish_reason": rollout.finish_reason, "tokens": len(rollout.ids),
-            }
-            if styled:
-                row["style"] = _style(text)
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    correct = np.array([v.right for v in verdicts], dtype=float).reshape(len(prompts), spec.n)
-    estimate = statistics.accuracy(correct)
-    (out / "scores.json").write_text(json.dumps({
-        "task": spec.task,
-        "questions": len(prompts),
-        "samples": spec.n,
-        "temperature": spec.sampling.temperature,
-        "accuracy": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "unfinished": sum(r.finish_reason == "length" for r in drawn),
-        "no_answer": sum(v.extracted is None for v in verdicts),
-        "mean_tokens": sum(len(r.ids) for r in drawn) / len(drawn),
-        "engine": engine.name,
-        "per_request_seed": engine.per_request_seed,
-    }, indent=1) + "\n")
+    for number, rollout in enumerate(drawn):
+        item, verdict, completion = asked_for[number // spec.n], marks.verdicts[number], text(number, rollout)[1]
+        yield {
+            "id": item.id, "index": rollout.index, "question": item.text, "gold": item.gold,
+            "prompt_ids": asked.prompt(number).ids, "ids": rollout.ids, "completion": completion,
+            "extracted": verdict.extracted,
+            "vote": None if verdict.extracted is None else grading.vote(verdict.extracted, item.kind),
+            "right": verdict.right, "reason": verdict.reason, "finish_reason": rollout.finish_reason,
+            "tokens": len(rollout.ids), **({"style": _style(completion)} if styled else {}),
+        }
+
+
+def _about(spec: EvaluateSpec, sampling: Sampling, engine: Engine) -> dict[str, Any]:
+    """How the task was asked, and by what."""
+    settings = asdict(sampling)
+    return {
+        "task": spec.task, "protocol": spec.protocol.name, "kind": spec.kind.name, "n": spec.n,
+        **{name: settings[name] for name in ("temperature", "top_p", "top_k", "seed")},
+        "stop_ids": sorted(sampling.stop_ids), "max_tokens": spec.max_tokens, "protocol_context": spec.context,
+        "engine": engine.name, "per_request_seed": engine.per_request_seed, "context": engine.context,
+    }
 
 
 def _opened(spec: EvaluateSpec, trained: Path | None) -> tuple[Path | HubRef, Path | None]:

@@ -25,8 +25,10 @@ from upft.plan import SampleSpec
 from upft.prompts import Prompter
 from upft.sample_log import SampleLog
 from upft.sampler import resolve_sampling
-from upft.stages import Host
+from upft.stages import Host, told
 from upft.store import RESUME
+
+FILE = "samples.json"
 
 
 def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -38,7 +40,9 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     with ledger.Meter() as meter:
         # May refuse a question: before the engine starts.
         asked_for = _Questions.written(spec, out / "questions.jsonl", Prompter(tokenizer, spec.prompt))
-        engine = host.engines.get(spec.sampling.engine, source, spec.sampling.dtype, spec.model.trust_remote_code)
+        related = host.relatives(spec, inputs)
+        engine = host.engines.later(told(related, FILE), spec.sampling.engine, source, spec.sampling.dtype,
+                                    spec.model.trust_remote_code)
         too_long = asked_for.fit(engine.context, longest, spec.trace_max_tokens)
         said(host, asked_for, too_long, engine.context)
         sampling = resolve_sampling(spec.sampling, source, tokenizer, spec.logprobs)
@@ -46,7 +50,7 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
                                spec.sampling.seed)
         with SampleLog(out / RESUME) as log:
             drawn = rollouts.resumed(log, asked, spec.logprobs, rescue, host.console, "sampling")
-            for earlier in host.relatives(spec) if len(drawn.missing()) else ():
+            for earlier in related if len(drawn.missing()) else ():
                 rollouts.take_over(earlier, asked, drawn, spec.logprobs, rescue)
             if rescue.taken:
                 host.console.say(f"  sampling: {rescue.taken:,} of {len(asked):,} are in the store already")
@@ -60,7 +64,7 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     cost.reused_tokens = rescue.taken_tokens
     meter.fill(cost, host.gpus)
     cost.write(out)
-    (out / "samples.json").write_text(json.dumps({
+    (out / FILE).write_text(json.dumps({
         "questions": len(asked_for.limits),
         "duplicates": asked_for.duplicates,
         "too_long": too_long.count,
@@ -71,6 +75,7 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         "unfinished_traces": found.unfinished,
         "engine": engine.name,
         "per_request_seed": engine.per_request_seed,
+        "context": engine.context,
         "reused_after_interruption": rescue.reused,
         "taken_from_other_samplings": rescue.taken,
         "dropped_log_lines": rescue.dropped,
