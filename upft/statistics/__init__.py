@@ -15,7 +15,7 @@ from upft.statistics.repeated import majority_at_k, majority_values, pass_at_k, 
 from upft.statistics.several import macro, over_seeds, paired_macro, paired_over_seeds
 
 __all__ = [
-    "GAIN", "LEVEL", "LOSS", "NOISE", "Estimate", "Paired", "accuracy", "macro", "majority_at_k", "majority_values", "over_seeds",
-    "paired", "paired_macro", "paired_over_seeds", "paired_values", "pass_at_k", "pass_values", "question_means",
+    "GAIN", "LEVEL", "LOSS", "NOISE", "Estimate", "Paired", "accuracy", "macro", "majority_at_k", "majority_values",
+    "over_seeds", "paired", "paired_macro", "paired_over_seeds", "paired_values", "pass_at_k", "pass_values", "question_means",
     "smallest_detectable",
 ]

@@ -117,7 +117,8 @@ def seeds_difference(differences: Array) -> tuple[Array, Array, Array, Array]:
 def _crossed(values: Array) -> tuple[Array, Array, Array]:
     """(mean, variance of the mean, degrees of freedom) of values: [..., seeds, questions].
 
-    With mean squares Q of questions, S of seeds, E of what is left, the variance is (Q + S - E)/(seeds x questions).
+    With mean squares Q of questions, S of seeds, E of what is left, the variance is (Q + S - E)/(seeds x questions). Degrees of
+    freedom are at least those of the seeds: no part of the variance has fewer.
     """
     seeds, questions = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
@@ -128,7 +129,7 @@ def _crossed(values: Array) -> tuple[Array, Array, Array]:
     e = (left**2).sum(axis=(-2, -1)) / ((seeds - 1) * (questions - 1))
     total = np.maximum(q + s - e, 0.0)
     weight = q**2 / (questions - 1) + s**2 / (seeds - 1) + e**2 / ((seeds - 1) * (questions - 1))
-    freedom = np.clip(total**2 / np.maximum(weight, 1e-300), 1.0, float(seeds * questions - 1))
+    freedom = np.clip(total**2 / np.maximum(weight, 1e-300), float(seeds - 1), float(seeds * questions - 1))
     return mean, total / (seeds * questions), freedom
 
 
