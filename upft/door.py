@@ -17,8 +17,8 @@ WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "") not in ("", "0")
 
 
 @contextmanager
-def one_message() -> Iterator[None]:
-    """At the door: print one clear message for an error a person can mend and exit with status 1.
+def one_message(status: int = 1) -> Iterator[None]:
+    """At the door: print one clear message for an error a person can mend and exit with `status`.
 
     Hydra prints its own text and exits unless HYDRA_FULL_ERROR is set, so it is set here while our own
     reading of the exception takes over; a user who sets it gets the traceback.
@@ -36,7 +36,7 @@ def one_message() -> Iterator[None]:
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(status)
 
 
 def explain(error: BaseException) -> str | None:

@@ -1,0 +1,140 @@
+"""More than one task, more than one training seed.
+
+Tasks are fixed: another run has the same ones, and only their questions could have been others. Seeds are drawn, as
+questions are: another run would have others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from upft.statistics.means import LEVEL, Array, Estimate, wilson
+from upft.statistics.pairs import Paired, difference_interval, sign_flips, verdict
+
+
+def macro(tasks: Sequence[Estimate]) -> Estimate:
+    """Mean of the tasks' values, each task counting alike, with its 95% interval.
+
+    The distances from value to end of independent intervals add up in squares, each side for itself (MOVER: Zou and Donner
+    2008, doi:10.1002/sim.3095): low = mean - sqrt(Σ (value - low)²)/tasks, and high likewise. So a small task keeps the
+    skewed interval it has alone. Raises ValueError without a task.
+    """
+    ends = np.array([[task.value, task.low, task.high] for task in tasks])
+    if not ends.size:
+        raise ValueError("a mean over no task: give at least one")
+    value, low, high = macro_interval(ends[:, 0], ends[:, 1], ends[:, 2])
+    return Estimate(float(value), max(0.0, float(low)), min(1.0, float(high)))
+
+
+def macro_interval(values: Array, lows: Array, highs: Array) -> tuple[Array, Array, Array]:
+    """(mean, low, high) over the first axis, the tasks, of the ends of independent intervals."""
+    tasks, mean = len(values), values.mean(axis=0)
+    below, above = (np.sqrt(((values - ends) ** 2).sum(axis=0)) / tasks for ends in (lows, highs))
+    return mean, mean - below, mean + above
+
+
+def paired_macro(before: Sequence[ArrayLike], after: Sequence[ArrayLike], seed: int = 0) -> Paired:
+    """Difference of two macro means; `before` and `after` hold the values: [questions] of each task in turn.
+
+    Interval: as `macro`, of the tasks' paired intervals. Test: sign flips of the per-question differences, each weighted by
+    1/(tasks x questions of its task), so that the statistic is the difference of the means; tasks are strata.
+    Raises ValueError when tasks or questions differ in number.
+    """
+    if len(before) != len(after) or not len(before):
+        raise ValueError(f"a has {len(before)} tasks, b {len(after)}: give the same ones, at least one")
+    differences = []
+    for place, (a, b) in enumerate(zip(before, after, strict=True)):
+        first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        if first.ndim != 1 or first.shape != second.shape or not first.size:
+            raise ValueError(f"task {place}: values have shapes {first.shape} and {second.shape}: give the same questions")
+        differences.append(second - first)
+    ends = np.array([difference_interval(one) for one in differences])
+    mean, low, high = (float(x) for x in macro_interval(ends[:, 0], ends[:, 1], ends[:, 2]))
+    weighted = np.concatenate([one / (len(differences) * len(one)) for one in differences])
+    largest = float(np.abs(weighted).max())
+    p_value = float(sign_flips(weighted / largest, seed)) if largest > 0 else 1.0
+    return Paired(mean, max(-1.0, low), min(1.0, high), p_value, "stratified sign-flip permutation",
+                  verdict(mean, low, high, p_value))
+
+
+def over_seeds(values: ArrayLike) -> Estimate:
+    """Mean of values: [seeds, questions], the same questions under several training seeds, with a 95% interval that counts
+    both: it covers the mean over the population of questions and of seeds.
+
+    Question and seed are crossed random effects, value = mean + question + seed + rest (Cornfield and Tukey 1956,
+    doi:10.1214/aoms/1177728067; Brennan 2001, Generalizability Theory): effects that are independent, of one variance each.
+    The variance of the mean is estimated from the mean squares, Satterthwaite's degrees of freedom (1946,
+    doi:10.2307/3002019) give Student's quantile, and the interval is Wilson's at the effective number of answers, as for an
+    accuracy. A seed that is better on all questions widens it as it should; two seeds say very little about the
+    next one, and the interval shows that. Raises ValueError unless there are at least 2 seeds and 2 questions.
+    """
+    value, low, high = seeds_interval(_seeds(values))
+    return Estimate(float(value), float(low), float(high))
+
+
+def paired_over_seeds(a: ArrayLike, b: ArrayLike) -> Paired:
+    """b minus a over common seeds and questions: a, b: [seeds, questions], both in the same order.
+
+    The model of `over_seeds` on the differences: mean ± t·SE, and Student's test of the mean against zero with the same SE and
+    degrees of freedom. Seeds are paired: give runs under the same seeds in the same order. Raises ValueError when shapes
+    differ or there are not at least 2 seeds and 2 questions.
+    """
+    first, second = _seeds(a), _seeds(b)
+    if first.shape != second.shape:
+        raise ValueError(f"a is {first.shape}, b {second.shape}: give the same seeds and questions")
+    mean, low, high, p_value = (float(x) for x in seeds_difference(second - first))
+    return Paired(mean, low, high, p_value, "t, crossed random effects", verdict(mean, low, high, p_value))
+
+
+def seeds_interval(values: Array) -> tuple[Array, Array, Array]:
+    """(mean, low, high) of values: [..., seeds, questions] from 0 to 1."""
+    from scipy import stats
+
+    seeds, questions = values.shape[-2:]
+    mean, variance, freedom = _crossed(values)
+    p = np.clip(mean, 0.0, 1.0)
+    flat = variance <= 1e-18
+    n = np.where(flat, float(questions), np.minimum(p * (1 - p) / np.maximum(variance, 1e-18), float(questions * seeds)))
+    low, high = wilson(p, n, np.where(flat, stats.norm.ppf(1 - LEVEL / 2), stats.t.ppf(1 - LEVEL / 2, freedom)))
+    return p, np.minimum(np.maximum(low, 0.0), p), np.maximum(np.minimum(high, 1.0), p)
+
+
+def seeds_difference(differences: Array) -> tuple[Array, Array, Array, Array]:
+    """(mean, low, high, p-value) of differences: [..., seeds, questions] from -1 to 1."""
+    from scipy import stats
+
+    questions = differences.shape[-1]
+    mean, variance, freedom = _crossed(differences)
+    flat, error = variance <= 1e-18, np.sqrt(np.maximum(variance, 1e-18))
+    half = np.where(flat, 1 - (LEVEL / 2) ** (1 / questions), stats.t.ppf(1 - LEVEL / 2, freedom) * error)
+    p_value = np.where(flat, 1.0, 2 * stats.t.sf(np.abs(mean) / error, freedom))
+    return mean, np.maximum(-1.0, mean - half), np.minimum(1.0, mean + half), p_value
+
+
+def _crossed(values: Array) -> tuple[Array, Array, Array]:
+    """(mean, variance of the mean, degrees of freedom) of values: [..., seeds, questions].
+
+    With mean squares Q of questions, S of seeds, E of what is left, the variance is (Q + S - E)/(seeds x questions). Degrees of
+    freedom are at least those of the seeds: no part of the variance has fewer.
+    """
+    seeds, questions = values.shape[-2:]
+    mean = values.mean(axis=(-2, -1))
+    by_question, by_seed = values.mean(axis=-2), values.mean(axis=-1)
+    q = seeds * by_question.var(axis=-1, ddof=1)
+    s = questions * by_seed.var(axis=-1, ddof=1)
+    left = values - by_question[..., None, :] - by_seed[..., :, None] + mean[..., None, None]
+    e = (left**2).sum(axis=(-2, -1)) / ((seeds - 1) * (questions - 1))
+    total = np.maximum(q + s - e, 0.0)
+    weight = q**2 / (questions - 1) + s**2 / (seeds - 1) + e**2 / ((seeds - 1) * (questions - 1))
+    freedom = np.clip(total**2 / np.maximum(weight, 1e-300), float(seeds - 1), float(seeds * questions - 1))
+    return mean, total / (seeds * questions), freedom
+
+
+def _seeds(values: ArrayLike) -> Array:
+    matrix = np.asarray(values, dtype=np.float64)
+    if matrix.ndim != 2 or min(matrix.shape) < 2:
+        raise ValueError(f"values have shape {matrix.shape}: give [seeds, questions], at least 2 of each")
+    return matrix
