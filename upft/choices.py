@@ -61,6 +61,18 @@ class AnswerFormat(Enum):
     boxed = "boxed"  # worked solution with the answer in its last \boxed{}
 
 
+class AnswerKind(Enum):
+    """What the answers of a task are: decides how one is found in a completion and when two are the same."""
+
+    math = "math"
+    """A number or a closed form, in plain text or LaTeX: GSM8K, MATH500, AIME, AMC."""
+    choice = "choice"
+    """The letter of an option, A to J: GPQA with its four options."""
+    science = "science"
+    """A free answer of a science question: a quantity with unit and power of ten, right where it rounds to the gold
+    answer's digits; a formula; a name or a short text. GPQA without options."""
+
+
 class Reduction(Enum):
     """How token losses become the loss of a step."""
 
