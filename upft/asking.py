@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
 
+from upft import grading
 from upft.choices import AnswerKind
 from upft.datasets import Questions
 from upft.errors import DataError
@@ -39,9 +40,10 @@ def items(questions: Questions, wording: str, kind: AnswerKind) -> list[Item]:
         if question.wrong:
             shown, gold = lettered(question.id, gold, question.wrong)
             text = text.replace("{options}", shown)
-        elif kind is AnswerKind.choice and not (len(gold) == 1 and gold.isalpha()):
-            raise DataError(f"{questions.name}: the gold answer of question {question.id} is {gold!r}, no letter",
-                            "use kind=math for it, or give the wrong options too (wrong_fields)")
+        try:
+            grading.check(gold, kind)
+        except grading.GoldError as error:
+            raise DataError(f"{questions.name}, question {question.id}: {error.what}", error.remedy) from error
         found.append(Item(question.id, text.replace("{question}", question.text), gold, kind))
     return found
 

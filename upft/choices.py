@@ -62,10 +62,15 @@ class AnswerFormat(Enum):
 
 
 class AnswerKind(Enum):
-    """What an answer is, and so how it is found and compared."""
+    """What the answers of a task are: decides how one is found in a completion and when two are the same."""
 
-    math = "math"  # a number, an expression or a few words
-    choice = "choice"  # the letter of an option
+    math = "math"
+    """A number or a closed form, in plain text or LaTeX: GSM8K, MATH500, AIME, AMC."""
+    choice = "choice"
+    """The letter of an option, A to J: GPQA with its four options."""
+    science = "science"
+    """A free answer of a science question: a quantity with unit and power of ten, right where it rounds to the gold
+    answer's digits; a formula; a name or a short text. GPQA without options."""
 
 
 class Protocol(Enum):

@@ -48,6 +48,10 @@ class EngineError(UpftError):
     """A sampling engine could not start, or died."""
 
 
+class GradeError(UpftError):
+    """Answers cannot be graded."""
+
+
 class TrainError(UpftError):
     """Training cannot go on."""
 

@@ -8,7 +8,7 @@ scores.json (see `upft.answers`), ledger.json. Knows nothing of training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from upft.sampler import Engine, Sampling, resolve_sampling
 from upft.stages import Host, told
 from upft.store import RESUME
 
-THOUGHT = "<think>"
-"""Where a chat template opens the thought in the prompt, the completion has its end only."""
+_END = 4
+"""Tokens at the end of a prompt that can open a thought."""
 
 
 def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -47,14 +47,13 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
                 rollouts.take_over(earlier, asked, drawn, False, rescue)
             if rescue.taken:
                 host.console.say(f"  answering: {rescue.taken:,} of {len(asked):,} are in the store already")
-            text = _texts(tokenizer, asked)
-            marks = _Marks(graders, spec, asked_for, text)
+            marks = _Marks(graders, spec, asked_for, asked, tokenizer)
             for number in sorted(set(range(len(asked))) - set(drawn.missing().tolist())):
                 marks.put(number, drawn[number])
             rollouts.draw(engine, sampling, asked, drawn, host.console, "answering", watch=marks.put)
             marks.wait(host, len(asked))
             priced = rollouts.price(cost, asked, drawn, shapes.read_shape(source))
-            rows = _rows(spec, asked_for, asked, priced, text, marks)
+            rows = _rows(spec, asked_for, asked, priced, marks)
             answers.write(out, rows, {**_about(spec, sampling, engine), "reused_after_interruption": rescue.reused,
                                       "taken_from_other_evaluations": rescue.taken, "dropped_log_lines": rescue.dropped})
     cost.reused_tokens = rescue.taken_tokens
@@ -65,19 +64,24 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
 class _Marks:
     """The verdicts on answers, by number, as the graders give them."""
 
-    def __init__(self, graders: Graders, spec: EvaluateSpec, asked_for: list[asking.Item],
-                 text: Callable[[int, rollouts.Rollout], tuple[str, str]]) -> None:
-        self._graders, self._spec, self._asked_for, self._text = graders, spec, asked_for, text
+    def __init__(self, graders: Graders, spec: EvaluateSpec, asked_for: list[asking.Item], asked: rollouts.Asked,
+                 tokenizer: Any) -> None:
+        self._graders, self._spec, self._asked_for, self._asked, self._tokenizer = graders, spec, asked_for, asked, tokenizer
         self.verdicts: dict[int, grading.Verdict] = {}
         self._right = 0
 
     def put(self, number: int, rollout: rollouts.Rollout) -> Mapping[str, float | str]:
         """Have one more graded; what the progress bar tells of those done by now."""
         item = self._asked_for[number // self._spec.n]
-        opening, completion = self._text(number, rollout)
-        self._graders.put(number, opening + completion, item.gold, item.kind)
+        # A template that opens the thought itself leaves only its end to the completion.
+        prompt = self._tokenizer.decode(list(self._asked.prompt(number).ids[-_END:]), skip_special_tokens=False)
+        self._graders.put(number, grading.reopened(prompt, self.text(rollout)), item.gold, item.kind)
         self._take(self._graders.ready())
         return {"accuracy": f"{self._right / len(self.verdicts):.1%}"} if self.verdicts else {}
+
+    def text(self, rollout: rollouts.Rollout) -> str:
+        """An answer as it reads."""
+        return str(self._tokenizer.decode(list(rollout.ids), skip_special_tokens=True))
 
     def wait(self, host: Host, count: int) -> None:
         """Until all are graded."""
@@ -93,21 +97,12 @@ class _Marks:
             self._right += verdict.right
 
 
-def _texts(tokenizer: Any, asked: rollouts.Asked) -> Callable[[int, rollouts.Rollout], tuple[str, str]]:
-    """A function that gives (how the prompt opens the answer, the answer) as text."""
-    def text(number: int, rollout: rollouts.Rollout) -> tuple[str, str]:
-        end = tokenizer.decode(list(asked.prompt(number).ids[-4:]), skip_special_tokens=False)
-        return THOUGHT if end.rstrip().endswith(THOUGHT) else "", tokenizer.decode(rollout.ids, skip_special_tokens=True)
-
-    return text
-
-
 def _rows(spec: EvaluateSpec, asked_for: list[asking.Item], asked: rollouts.Asked, drawn: Iterator[rollouts.Rollout],
-          text: Callable[[int, rollouts.Rollout], tuple[str, str]], marks: _Marks) -> Iterator[dict[str, Any]]:
+          marks: _Marks) -> Iterator[dict[str, Any]]:
     """The lines of answers.jsonl."""
     styled = isinstance(spec.questions.source, Generated)
     for number, rollout in enumerate(drawn):
-        item, verdict, completion = asked_for[number // spec.n], marks.verdicts[number], text(number, rollout)[1]
+        item, verdict, completion = asked_for[number // spec.n], marks.verdicts[number], marks.text(rollout)
         yield {
             "id": item.id, "index": rollout.index, "question": item.text, "gold": item.gold,
             "prompt_ids": asked.prompt(number).ids, "ids": rollout.ids, "completion": completion,
