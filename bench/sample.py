@@ -68,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--parts", default="engines,cost,memory")
     p.add_argument("--questions", type=int, default=2000, help="of `engines`")
     p.add_argument("--repeats", type=int, default=2, help="of `engines`: the contestants take turns, the best run counts")
-    p.add_argument("--contestants", default="vllm.LLM,stage,transformers", help="of `engines`; also known: 'vllm.LLM in process'")
+    p.add_argument("--contestants", default="vllm.LLM,stage,transformers",
+                   help="of `engines`; also known: 'vllm.LLM in process'")
     p.add_argument("--cost-questions", type=int, default=64, help="of `cost`")
     p.add_argument("--trace-tokens", type=int, default=512, help="of `cost`: longest whole trace")
     p.add_argument("--memory-questions", default="10000,100000", help="of `memory`, which takes the embedded model and engine")
@@ -85,8 +86,9 @@ def engines(options: argparse.Namespace, model: Path, console: Console) -> list[
     runs: dict[str, list[measure.Measured]] = {}
     for _ in range(options.repeats):
         for name in options.contestants.split(","):
-            task = Task(name, str(model), str(options.data), (WARM_UP, (options.questions, 1, PREFIX)), options.dtype, options.threads,
-                        not options.compiled, options.logprobs)
+            rounds = (WARM_UP, (options.questions, 1, PREFIX))
+            task = Task(name, str(model), str(options.data), rounds, options.dtype, options.threads, not options.compiled,
+                        options.logprobs)
             runs.setdefault(name, []).append(seen := run(task))
             one = seen.outcome["rounds"][-1]
             console.print(f"{name}: {one['sampled_tokens'] / one['seconds']:.1f} tokens/s")

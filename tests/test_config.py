@@ -119,7 +119,7 @@ def test_papers_settings_reach_prefix_and_train(parse):
     (["train.lr=0"], ["train.lr=0", "2e-6"]),
     (["train.max_length=8"], ["train.max_length=8", "prefix.len=8"]),
     (["eval.n=4", "eval.temperature=0"], ["eval.n=4", "eval.temperature=0"]),
-    (["eval.n=4", "eval.protocol=paper"], ["eval.n=4", "eval.tasks.arithmetic.paper.temperature=0", "eval.temperature above 0"]),
+    (["eval.n=4", "eval.protocol=paper"], ["eval.n=4", "arithmetic.paper.temperature=0", "eval.temperature above 0"]),
     (["eval.n=0"], ["eval.n=0", "1 or more"]),
     (["eval.temperature=-1"], ["eval.temperature=-1", "0 (greedy)"]),
     (["eval.tasks.arithmetic.standard.n=0"], ["eval.tasks.arithmetic.standard.n=0", "1 or more"]),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from upft import grading, statistics
+from upft import statistics
 from upft.errors import DataError
 
 FILE = "answers.jsonl"
@@ -22,6 +22,8 @@ FILE = "answers.jsonl"
 extracted, vote, right, reason, finish_reason, tokens; style where the embedded data tells; rule and judge where a judge
 has looked."""
 SCORES = "scores.json"
+GAVE_UP = ("time limit", "grader died")
+"""Reasons of verdicts that were not reached; such an answer counts as wrong and is counted apart."""
 
 
 class Scores:
@@ -39,7 +41,7 @@ class Scores:
         self._answers += 1
         self._unfinished += row["finish_reason"] == "length"
         self._no_answer += row["extracted"] is None
-        self._not_graded += row["reason"] in grading.GAVE_UP
+        self._not_graded += row["reason"] in GAVE_UP
         self._tokens += row["tokens"]
 
     def found(self) -> dict[str, Any]:

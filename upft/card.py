@@ -186,8 +186,9 @@ def _scores(facts: Facts) -> str:
         s, drawn = one.spec, one.spec.sampling
         way = "greedy" if drawn.temperature == 0 else (
             f"temperature {_own(drawn.temperature)}, top_p {_own(drawn.top_p)}, top_k {_own(drawn.top_k)}")
-        lines.append(f"- {s.task}: {s.protocol.name} protocol; {_questions(s.questions)}; {s.n} answer{'s' * (s.n != 1)} a question, {way}, at most "
-                     f"{w.count(s.max_tokens)} tokens, {drawn.engine.name} in {drawn.dtype.name}, seed {drawn.seed}")
+        lines.append(f"- {s.task}: {s.protocol.name} protocol; {_questions(s.questions)}; "
+                     f"{s.n} answer{'s' * (s.n != 1)} a question, {way}, at most {w.count(s.max_tokens)} tokens, "
+                     f"{drawn.engine.name} in {drawn.dtype.name}, seed {drawn.seed}")
     return "\n".join(lines)
 
 

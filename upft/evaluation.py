@@ -44,7 +44,7 @@ def prompts(spec: EvaluateSpec, asked: list[asking.Item], prompter: Prompter, co
 def check_sampling(spec: EvaluateSpec, sampling: Sampling) -> None:
     """Raise ConfigError where all answers to a question would be the same."""
     if spec.n > 1 and sampling.temperature == 0:
-        raise ConfigError(f"eval.protocol={spec.protocol.name} asks {spec.task} {spec.n} times at the temperature that the model "
+        raise ConfigError(f"eval.protocol={spec.protocol.name} asks {spec.task} {spec.n} times at the temperature the model "
                           "recommends, and its generation config recommends none",
                           "set model.temperature (such as 0.6), or eval.temperature, or eval.n=1")
 

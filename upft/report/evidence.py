@@ -33,13 +33,18 @@ class Answer:
     tokens: int
     style: str | None
     styled: bool
+    vote: str | None = None
+    reason: str = ""
+    judged: bool | None = None
+    """Whether a judge accepted what the rule did not; None where none was asked."""
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> Answer:
         """From a row of answers.jsonl."""
         return cls(str(row["id"]), int(row["index"]), str(row.get("question", "")), str(row.get("gold", "")),
                    str(row.get("completion", "")), row.get("extracted"), bool(row["right"]),
-                   str(row.get("finish_reason", "")), int(row.get("tokens", 0)), row.get("style"), "style" in row)
+                   str(row.get("finish_reason", "")), int(row.get("tokens", 0)), row.get("style"), "style" in row,
+                   row.get("vote"), str(row.get("reason", "")), (row.get("judge") or {}).get("accepted"))
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class Answers:
         """[questions, samples] of 0 and 1."""
         return np.array([a.right for a in self.rows], dtype=np.float64).reshape(len(self.ids), self.samples)
 
+    @cached_property
+    def votes(self) -> list[list[str | None]]:
+        """[questions][samples]: canonical answers."""
+        return [[a.vote for a in self.to(place)] for place in range(len(self.ids))]
+
     def to(self, question: int) -> tuple[Answer, ...]:
         """The answers to the question at that place."""
         return self.rows[question * self.samples:(question + 1) * self.samples]
@@ -106,6 +116,8 @@ class Evidence:
     train: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...]
     tasks: Mapping[str, tuple[Answers, Answers]]
+    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Task -> scores.json of the base model: the protocol and how it was asked."""
 
     @property
     def method(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upft import statistics
+from upft.answers import GAVE_UP
 from upft.errors import DataError
 from upft.ledger import Ledger
 from upft.report import wording
@@ -17,6 +18,8 @@ from upft.report.evidence import Answers, Evidence, StageRecord
 
 MAKING = ("pilot", "samples", "diagnosis", "rows", "train")
 """Roles of the stages that make the trained model; the others measure."""
+ASKED = ("kind", "n", "temperature", "top_p", "top_k", "max_tokens", "protocol_context", "engine")
+"""How a task was asked, of its scores.json."""
 UNDECIDED = "other"
 """Style of an answer whose opening is none of the known ones."""
 
@@ -24,7 +27,8 @@ UNDECIDED = "other"
 def results(evidence: Evidence) -> dict[str, Any]:
     """The tables as plain JSON. Raises DataError where base and trained model answered other questions."""
     spec = evidence.spec
-    tasks = {task: _task(task, base, trained, spec.seed) for task, (base, trained) in evidence.tasks.items()}
+    tasks = {task: _task(task, base, trained, spec.seed, evidence.asked.get(task, {}))
+             for task, (base, trained) in evidence.tasks.items()}
     ledgers = {record.role: record.ledger for record in evidence.stages}
     making = total([ledgers[role] for role in MAKING if role in ledgers])
     return {
@@ -32,7 +36,7 @@ def results(evidence: Evidence) -> dict[str, Any]:
         "prefix_len": evidence.rows.get("prefix_len", spec.prefix_len),
         "prefix_len_from": evidence.rows.get("prefix_len_from"), "ratio": spec.ratio, "seed": spec.seed,
         "headline": [" ".join(wording.finding(task, entry, evidence.method)) for task, entry in tasks.items()],
-        "tasks": tasks,
+        "tasks": tasks, "mean": _mean(evidence, tasks) if len(tasks) > 1 else None,
         "diagnosis": dict(evidence.diagnosis) or None,
         "training": _training(evidence),
         "tokens": _tokens(evidence, ledgers),
@@ -53,7 +57,21 @@ def total(ledgers: Sequence[Ledger]) -> Ledger:
     return out
 
 
-def _task(task: str, base: Answers, trained: Answers, seed: int) -> dict[str, Any]:
+def _mean(evidence: Evidence, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean over tasks of their accuracies, as the paper's tables have it."""
+    before, after = ([pair[side].correct.mean(axis=1) for pair in evidence.tasks.values()] for side in (0, 1))
+    paired = statistics.paired_macro(before, after, evidence.spec.seed)
+    sides = {side: {"accuracy": dataclasses.asdict(statistics.macro(
+        [statistics.Estimate(**entry[side]["accuracy"]) for entry in tasks.values()]))} for side in ("base", "trained")}
+    return {**sides, "paired": dataclasses.asdict(paired), "protocol": _one([e["protocol"] for e in tasks.values()])}
+
+
+def _one(protocols: Sequence[str | None]) -> str | None:
+    """The protocol where all agree."""
+    return protocols[0] if len(set(protocols)) == 1 else None
+
+
+def _task(task: str, base: Answers, trained: Answers, seed: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     if base.ids != trained.ids:
         raise DataError(f"task {task}: base and trained model answered other questions "
                         f"({len(base.ids)} and {len(trained.ids)}, {len(set(base.ids) & set(trained.ids))} in common)",
@@ -62,13 +80,31 @@ def _task(task: str, base: Answers, trained: Answers, seed: int) -> dict[str, An
     change = trained.correct.mean(axis=1) - base.correct.mean(axis=1)
     half = (paired.high - paired.low) / 2
     return {
+        "protocol": asked.get("protocol"), "asked": {name: asked.get(name) for name in ASKED},
         "questions": len(base.ids), "samples": base.samples,
         "base": _side(base), "trained": _side(trained),
         "paired": {**dataclasses.asdict(paired),
                    "smallest_detectable": statistics.smallest_detectable(half, len(base.ids))},
+        "several": _several(base, trained, seed) if min(base.samples, trained.samples) > 1 else [],
         "questions_gained": int((change > 1e-9).sum()), "questions_lost": int((change < -1e-9).sum()),
         "styles": _styles(base, trained) if any(a.styled for a in base.rows + trained.rows) else None,
     }
+
+
+def _several(base: Answers, trained: Answers, seed: int) -> list[dict[str, Any]]:
+    """What several answers a question say beside their mean: the majority answer's accuracy (maj@k), and the share of
+    questions that one answer of k solves (pass@k), both at the k that both sides have."""
+    k = min(base.samples, trained.samples)
+    measures = {"maj": (statistics.majority_at_k, statistics.majority_values, lambda a: (a.votes, a.correct, k)),
+                "pass": (statistics.pass_at_k, statistics.pass_values, lambda a: (a.correct, k))}
+    found = []
+    for name, (estimate, values, of) in measures.items():
+        if name == "maj" and not any(a.vote for a in base.rows + trained.rows):
+            continue  # answers written before votes were kept
+        sides = {side: dataclasses.asdict(estimate(*of(a))) for side, a in (("base", base), ("trained", trained))}
+        paired = statistics.paired_values(values(*of(base)), values(*of(trained)), seed)
+        found.append({"measure": f"{name}@{k}", **sides, "paired": dataclasses.asdict(paired)})
+    return found
 
 
 def _side(answers: Answers) -> dict[str, Any]:
@@ -78,6 +114,8 @@ def _side(answers: Answers) -> dict[str, Any]:
         "answers": len(rows), "samples": answers.samples, "right": sum(a.right for a in rows),
         "unfinished": sum(a.finish_reason == "length" for a in rows),
         "no_answer": sum(a.extracted is None for a in rows),
+        "not_graded": sum(a.reason in GAVE_UP for a in rows),
+        "judge_accepted": sum(bool(a.judged) for a in rows) if any(a.judged is not None for a in rows) else None,
         "mean_tokens": sum(a.tokens for a in rows) / len(rows),
     }
 

@@ -86,6 +86,17 @@ def or_none(text: str, number: float) -> str:
     return text if number else NONE
 
 
+def asked(entry: Mapping[str, Any]) -> str:
+    """How a task was asked: `paper protocol, greedy`, `standard protocol, mean of 32 answers at T=0.6`."""
+    how, n = entry["asked"], entry["samples"]
+    protocol = f"{entry['protocol']} protocol, " if entry["protocol"] is not None else ""
+    if how["temperature"] is None:
+        return f"{protocol}{'one answer' if n == 1 else f'mean of {n} answers'}"
+    if how["temperature"] == 0:
+        return f"{protocol}greedy"
+    return f"{protocol}{'one answer' if n == 1 else f'mean of {n} answers'} at T={how['temperature']:g}"
+
+
 def finding(task: str, entry: Mapping[str, Any], method: str) -> tuple[str, str]:
     """(what happened, the numbers behind it) of one task of results.json."""
     paired, base, trained = entry["paired"], entry["base"]["accuracy"], entry["trained"]["accuracy"]

@@ -72,12 +72,17 @@ class Sampling:
 class Engine(Protocol):
     """A loaded model that draws completions."""
 
-    name: str
-    """`vllm` or `transformers`."""
-    per_request_seed: bool
-    """Whether each request's own seed decides its random numbers."""
-    context: int
-    """Longest prompt plus completion, tokens."""
+    @property
+    def name(self) -> str:
+        """`vllm` or `transformers`."""
+
+    @property
+    def per_request_seed(self) -> bool:
+        """Whether each request's own seed decides its random numbers."""
+
+    @property
+    def context(self) -> int:
+        """Longest prompt plus completion, tokens."""
 
     @property
     def alive(self) -> bool:

@@ -48,7 +48,8 @@ def run(spec: JudgeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     cost.write(out)
 
 
-def _rows(spec: JudgeSpec, folder: Path, replies: Mapping[str, str], refused: Mapping[str, str | None]) -> Iterator[dict[str, Any]]:
+def _rows(spec: JudgeSpec, folder: Path, replies: Mapping[str, str],
+          refused: Mapping[str, str | None]) -> Iterator[dict[str, Any]]:
     for row in answers.read(folder):
         case, rule = judging.name(row), row["right"]
         row["rule"], row["judge"] = rule, None

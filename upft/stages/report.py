@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from upft import diagnosis, ledger
+from upft import answers, diagnosis, ledger
 from upft.errors import DataError
 from upft.plan import ReportSpec
 from upft.report import figures, page, results
@@ -43,8 +43,10 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
     """The evidence in the artifacts upstream. A summary that is not there is an empty one."""
     method = spec.method.name.upper()
     pilot = {"pilot": "sample the pilot"} if "pilot" in inputs else {}
-    labels = {**pilot, **LABELS, **{f"base:{t}": f"evaluate base on {t}" for t in spec.tasks},
-              **{f"trained:{t}": f"evaluate {method} on {t}" for t in spec.tasks}}
+    sides = {"base": "base", "trained": method}
+    labels = {**pilot, **LABELS, **{f"{side}:{t}": f"evaluate {name} on {t}" for side, name in sides.items() for t in spec.tasks},
+              **{f"judged:{side}:{t}": f"judge {name} on {t}" for side, name in sides.items() for t in spec.tasks
+                 if f"judged:{side}:{t}" in inputs}}
     stages = tuple(
         StageRecord(role, label, inputs[role].name, ledger.Ledger.read(inputs[role]), _json(inputs[role] / "spec.json"),
                     _json(inputs[role] / "provenance.json"))
@@ -53,11 +55,17 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
         spec, stages, samples=_json(inputs["samples"] / "samples.json"),
         diagnosis=_json(inputs["diagnosis"] / diagnosis.FILE), rows=_json(inputs["rows"] / "rows.json"),
         train=_json(inputs["train"] / "train.json"), metrics=tuple(_lines(inputs["train"] / "metrics.jsonl")),
-        tasks={task: (_answers(inputs[f"base:{task}"]), _answers(inputs[f"trained:{task}"])) for task in spec.tasks})
+        tasks={task: (_answers(last(inputs, "base", task)), _answers(last(inputs, "trained", task))) for task in spec.tasks},
+        asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks})
+
+
+def last(inputs: Mapping[str, Path], side: str, task: str) -> Path:
+    """The artifact whose answers count: the judge's where one has looked."""
+    return inputs.get(f"judged:{side}:{task}", inputs[f"{side}:{task}"])
 
 
 def _answers(folder: Path) -> Answers:
-    path = folder / "answers.jsonl"
+    path = folder / answers.FILE
     return Answers.of([Answer.read(row) for row in _lines(path)], str(path))
 
 
