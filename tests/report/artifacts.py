@@ -43,7 +43,8 @@ def spec(*tasks: str) -> ReportSpec:
 def answer(id: str, right: bool, index: int = 0, **more: Any) -> dict[str, Any]:
     """A row of answers.jsonl."""
     return {"id": id, "index": index, "question": f"Question {id}?", "gold": "5", "completion": "so \\boxed{5}",
-            "extracted": "5" if right else "6", "right": right, "reason": "same number", "finish_reason": "stop",
+            "extracted": "5" if right else "6", "vote": "5" if right else "6", "right": right, "reason": "same number",
+            "finish_reason": "stop",
             "tokens": 10, **more}
 
 
@@ -85,9 +86,9 @@ def making(root: Path, examples: list[Any] | None = None, steps: int = 4,
     return {"samples": sample, "diagnosis": diagnosis, "rows": rows, "train": train}
 
 
-def evaluated(root: Path, name: str, rows: Iterable[Any]) -> Path:
-    """The folder of one evaluation."""
-    return write(root / "evaluate" / name, {"scores.json": {"task": name}},
+def evaluated(root: Path, name: str, rows: Iterable[Any], **asked: Any) -> Path:
+    """The folder of one evaluation; asked: how, for its scores.json."""
+    return write(root / "evaluate" / name, {"scores.json": {"task": name, **asked}},
                  Ledger(prompt_tokens=4_000, sampled_tokens=5_000, flops=3.6e10, seconds=20.0, peak_memory_bytes=800 * 2**20),
                  {"answers.jsonl": rows}, spec={"stage": "evaluate", "spec": {"task": name}})
 
@@ -123,8 +124,10 @@ def realistic(root: Path) -> tuple[ReportSpec, dict[str, Path]]:
             [f"<|bos|><|user|>{drawn[1].question}<|assistant|>", False],
             [solution(drawn[1], "careful", random.Random(0)) + "<|eos|>", True]]}]
     inputs = making(root, examples, steps=180, diagnosed=diagnose(8, 24, logprobs=True))
-    inputs["base:arithmetic"] = evaluated(root, "a0", answers({"careful": 0.45, "hasty": 0.33, "guess": 0.22}, 1))
-    inputs["trained:arithmetic"] = evaluated(root, "a1", answers({"careful": 0.78, "hasty": 0.16, "guess": 0.06}, 2))
-    inputs["base:aime24"] = evaluated(root, "b0", hard(3))
-    inputs["trained:aime24"] = evaluated(root, "b1", hard(4))
+    greedy = {"protocol": "standard", "temperature": 0.0}
+    sampled = {"protocol": "standard", "temperature": 0.6}
+    inputs["base:arithmetic"] = evaluated(root, "a0", answers({"careful": 0.45, "hasty": 0.33, "guess": 0.22}, 1), **greedy)
+    inputs["trained:arithmetic"] = evaluated(root, "a1", answers({"careful": 0.78, "hasty": 0.16, "guess": 0.06}, 2), **greedy)
+    inputs["base:aime24"] = evaluated(root, "b0", hard(3), **sampled)
+    inputs["trained:aime24"] = evaluated(root, "b1", hard(4), **sampled)
     return spec("arithmetic", "aime24"), inputs

@@ -18,22 +18,19 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     table.add_column("base", justify="right", no_wrap=True)
     table.add_column(str(results["method"]), justify="right", no_wrap=True)
     for task, entry in results["tasks"].items():
-        cells = [f"{w.percent(a['value'])} {w.interval(a['low'], a['high'])}"
-                 for a in (entry["base"]["accuracy"], entry["trained"]["accuracy"])]
-        table.add_row(f"{task}, {w.count(entry['questions'])} questions", *cells)
+        table.add_row(f"{task}, {w.count(entry['questions'])} questions",
+                      *_sides(entry["base"]["accuracy"], entry["trained"]["accuracy"]))
         table.add_row(f"  {w.asked(entry)}")
         p = entry["paired"]
         table.add_row("  paired difference, points", "", f"{w.signed(p['difference'])} {w.interval(p['low'], p['high'])}")
         table.add_row("  verdict", "", f"{p['verdict']}, {w.p_value(p['p_value'])}")
         for more in entry["several"]:
-            table.add_row(f"  {more['measure']}", *(f"{w.percent(more[s]['value'])} {w.interval(more[s]['low'], more[s]['high'])}"
-                                                   for s in ("base", "trained")))
+            table.add_row(f"  {more['measure']}", *_sides(more["base"], more["trained"]))
     if results["mean"] is not None:
         mean, p = results["mean"], results["mean"]["paired"]
         table.add_section()
-        table.add_row(f"mean of {len(results['tasks'])} tasks", *(
-            f"{w.percent(a['value'])} {w.interval(a['low'], a['high'])}"
-            for a in (mean["base"]["accuracy"], mean["trained"]["accuracy"])))
+        table.add_row(f"mean of {len(results['tasks'])} tasks",
+                      *_sides(mean["base"]["accuracy"], mean["trained"]["accuracy"]))
         table.add_row("  paired difference, points", "", f"{w.signed(p['difference'])} {w.interval(p['low'], p['high'])}")
         table.add_row("  verdict", "", f"{p['verdict']}, {w.p_value(p['p_value'])}")
     tokens, making = results["tokens"], results["totals"]["making"]
@@ -49,3 +46,7 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     if making["peak_device_bytes"]:
         table.add_row("peak GPU memory", w.NONE, w.memory(making["peak_device_bytes"]))
     return table
+
+
+def _sides(base: Mapping[str, float], trained: Mapping[str, float]) -> list[str]:
+    return [f"{w.percent(a['value'])} {w.interval(a['low'], a['high'])}" for a in (base, trained)]

@@ -95,16 +95,13 @@ def _several(base: Answers, trained: Answers, seed: int) -> list[dict[str, Any]]
     """What several answers a question say beside their mean: the majority answer's accuracy (maj@k), and the share of
     questions that one answer of k solves (pass@k), both at the k that both sides have."""
     k = min(base.samples, trained.samples)
-    measures = {"maj": (statistics.majority_at_k, statistics.majority_values, lambda a: (a.votes, a.correct, k)),
-                "pass": (statistics.pass_at_k, statistics.pass_values, lambda a: (a.correct, k))}
-    found = []
-    for name, (estimate, values, of) in measures.items():
-        if name == "maj" and not any(a.vote for a in base.rows + trained.rows):
-            continue  # answers written before votes were kept
-        sides = {side: dataclasses.asdict(estimate(*of(a))) for side, a in (("base", base), ("trained", trained))}
-        paired = statistics.paired_values(values(*of(base)), values(*of(trained)), seed)
-        found.append({"measure": f"{name}@{k}", **sides, "paired": dataclasses.asdict(paired)})
-    return found
+    both = (base, trained)
+    majority = ([statistics.majority_at_k(a.votes, a.correct, k) for a in both],
+                [statistics.majority_values(a.votes, a.correct, k) for a in both])
+    solved = [statistics.pass_at_k(a.correct, k) for a in both], [statistics.pass_values(a.correct, k) for a in both]
+    return [{"measure": f"{name}@{k}", "base": dataclasses.asdict(estimates[0]), "trained": dataclasses.asdict(estimates[1]),
+             "paired": dataclasses.asdict(statistics.paired_values(values[0], values[1], seed))}
+            for name, (estimates, values) in (("maj", majority), ("pass", solved))]
 
 
 def _side(answers: Answers) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from upft.sampler import Engine, Sampling, resolve_sampling
 from upft.stages import Host, told
 from upft.store import RESUME
 
-_END = 4
+_END = 16
 """Tokens at the end of a prompt that can open a thought."""
 
 

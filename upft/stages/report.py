@@ -44,7 +44,8 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
     method = spec.method.name.upper()
     pilot = {"pilot": "sample the pilot"} if "pilot" in inputs else {}
     sides = {"base": "base", "trained": method}
-    labels = {**pilot, **LABELS, **{f"{side}:{t}": f"evaluate {name} on {t}" for side, name in sides.items() for t in spec.tasks},
+    labels = {**pilot, **LABELS,
+              **{f"{side}:{t}": f"evaluate {name} on {t}" for side, name in sides.items() for t in spec.tasks},
               **{f"judged:{side}:{t}": f"judge {name} on {t}" for side, name in sides.items() for t in spec.tasks
                  if f"judged:{side}:{t}" in inputs}}
     stages = tuple(
