@@ -93,11 +93,11 @@ def test_paired_over_seeds_by_hand() -> None:
 def test_a_seed_that_moves_every_question_widens_the_interval() -> None:
     rng = np.random.default_rng(0)
     a = (rng.random((3, 2000)) < 0.5).astype(float)
-    quiet = paired_over_seeds(a, (rng.random((3, 2000)) < 0.55).astype(float))
+    quiet = paired_over_seeds(a, (rng.random((3, 2000)) < 0.6).astype(float))
     loud = paired_over_seeds(a, (rng.random((3, 2000)) < np.array([[0.45], [0.55], [0.65]])).astype(float))
     pooled = 1.96 * math.sqrt(2 * 0.25 / 6000)
     assert quiet.verdict == GAIN
-    assert quiet.high - quiet.low < 2 * 2.6 * pooled
+    assert quiet.high - quiet.low < 2 * 2.6 * pooled  # near what 6000 answers give, seed or no seed
     assert loud.verdict == NOISE
     assert loud.high - loud.low > 0.3  # three seeds 10 points apart: t with 2 degrees of freedom, ± 4.3 x 10/sqrt(3)
     one = over_seeds(a)
