@@ -77,7 +77,7 @@ def pass_at_k(questions: int, samples: int, k: int, kind: str, p: float, experim
     rng = rng_of("pass", questions, samples, k, kind, p)
     right = rng.binomial(samples, difficulty(rng, kind, p, (experiments, questions)))
     by_count = statistics.pass_values((np.arange(samples) < np.arange(samples + 1)[:, None]).astype(float), k)
-    _, low, high = means.mean_interval(by_count[right], samples / k, samples / k)
+    _, low, high = means.mean_interval(by_count[right], samples / k, np.inf if samples > k else 1)
     return held(low, high, pass_truth(kind, p, k))
 
 
@@ -115,7 +115,7 @@ def majority_at_k(questions: int, samples: int, k: int, mix: str, experiments: i
     right = np.array([[vote == "right" for vote in row] for row in votes], dtype=float)
     values = statistics.majority_values(votes, right, k)[place].reshape(code.shape)
     assert len(codes) == len(votes)
-    _, low, high = means.mean_interval(values, samples / k, samples / k)
+    _, low, high = means.mean_interval(values, samples / k, np.inf)
     return held(low, high, majority_truth(mix, k))
 
 

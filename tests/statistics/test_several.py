@@ -76,13 +76,17 @@ def anova(values: np.ndarray) -> tuple[float, float, float]:
     return of_questions, of_seeds, rest / ((seeds - 1) * (questions - 1))
 
 
-def test_paired_over_seeds_by_hand() -> None:
+@pytest.mark.parametrize("uneven", [True, False])
+def test_paired_over_seeds_by_hand(uneven: bool) -> None:
     rng = np.random.default_rng(4)
     a, b = rng.integers(0, 2, (3, 20)).astype(float), rng.integers(0, 2, (3, 20)).astype(float)
     b[1] = np.maximum(b[1], a[1])
+    if uneven:  # some questions gain under every seed
+        a[:, :6], b[:, :6] = 0, 1
     q, s, e = anova(b - a)
-    variance = (q + s - e) / 60
-    freedom = max((q + s - e) ** 2 / (q * q / 19 + s * s / 2 + e * e / 38), 2)
+    assert (q > e) == uneven  # else the questions' own part would be negative, and is nothing
+    variance = (q + s - e) / 60 if uneven else s / 60
+    freedom = max((q + s - e) ** 2 / (q * q / 19 + s * s / 2 + e * e / 38), 2) if uneven else 2
     found = paired_over_seeds(a, b)
     half = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
     assert found.difference == pytest.approx((b - a).mean())
