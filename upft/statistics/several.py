@@ -117,8 +117,8 @@ def seeds_difference(differences: Array) -> tuple[Array, Array, Array, Array]:
 def _crossed(values: Array) -> tuple[Array, Array, Array]:
     """(mean, variance of the mean, degrees of freedom) of values: [..., seeds, questions].
 
-    With mean squares Q of questions, S of seeds, E of what is left, the variance is (S + Q - E)/(seeds x questions); the part of
-    the questions, Q - E, is not taken below zero. Degrees of freedom are at least those of the seeds: no part has fewer.
+    With mean squares Q of questions, S of seeds, E of what is left, the variance is (S + Q - E)/(seeds x questions); the part
+    of the questions, Q - E, is not taken below zero. Degrees of freedom are at least those of the seeds: no part has fewer.
     """
     seeds, questions = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
