@@ -14,6 +14,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from scipy import special, stats
@@ -88,6 +89,7 @@ TYPES = {  # share of the questions, probabilities of: the right answer, two wro
 }
 
 
+@lru_cache
 def majority_truth(mix: str, k: int) -> float:
     """Expected accuracy of the majority of k votes, by listing all 4^k outcomes' counts."""
     total = 0.0
