@@ -77,7 +77,7 @@ def _table(found: Mapping[str, Any]) -> Table:
     names = [f"{side} = {_plain(found[side.lower()]['name'])}" for side in "AB"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title="\n".join(names), title_justify="left",
                   title_style="")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in ("questions", "samples", "A %", "B %", "B - A, points", "p", "detectable", "verdict"):
         table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
     for name, task in found["tasks"].items():
@@ -92,8 +92,8 @@ def _table(found: Mapping[str, Any]) -> Table:
         table.add_row(f"mean of {macro['tasks']} tasks", w.count(macro["questions"]), "", *_numbers(macro))
     tests = sorted({e["paired"]["test"] for t in found["tasks"].values() for e in t["measures"].values()}
                    | ({found["macro"]["paired"]["test"]} if found["macro"] is not None else set()))
-    table.caption = (f"[ ]: 95% interval. p: {', '.join(tests)}. detectable: the smallest true difference, in points, that\n"
-                     "such a comparison finds four times in five.")
+    table.caption = (f"[ ]: 95% interval. p: {', '.join(tests)}.\n"
+                     "detectable: the smallest true difference, in points, that such a comparison finds four times in five.")
     table.caption_justify = "left"
     return table
 
