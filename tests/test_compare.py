@@ -108,7 +108,7 @@ def test_numbers_are_those_of_the_statistics(store: Store, told: Callable[..., A
         assert task["measures"]["pass@2"][side] == vars(pass_at_k(right, 2))
     assert (task["gained"], task["lost"]) == (["a", "b", "d"], ["c"])
     assert "toy: 3 questions better under B, 1 worse, 0 alike" in shown
-    assert "toy, accuracy 4 2 50.0 [" in shown
+    assert "toy, accuracy 4 x 2 50.0 [" in shown
     assert "+25.0 [" in shown
     assert "inside noise" in shown
     assert warned == ""

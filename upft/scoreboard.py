@@ -78,18 +78,19 @@ def _table(found: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title="\n".join(names), title_justify="left",
                   title_style="")
     table.add_column("", no_wrap=True)
-    for name in ("questions", "samples", "A %", "B %", "B - A, points", "p", "detectable", "verdict"):
-        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    for name in ("questions x n", "A %", "B %", "B - A, points", "p", "detectable", "verdict"):
+        narrow = name in ("A %", "B %", "B - A, points")  # what may take two lines on a narrow terminal
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=not narrow)
     for name, task in found["tasks"].items():
         a, b = task["samples"]["a"], task["samples"]["b"]
         for place, (measure, entry) in enumerate(task["measures"].items()):
             label = f"{_plain(name)}, {measure}" if place == 0 else f"  {measure}"
-            counts = (w.count(task["questions"]), str(a) if a == b else f"{a} / {b}") if place == 0 else ("", "")
-            table.add_row(label, *counts, *_numbers(entry))
+            counts = f"{w.count(task['questions'])} x {a if a == b else f'{a} / {b}'}" if place == 0 else ""
+            table.add_row(label, counts, *_numbers(entry))
     if found["macro"] is not None:
         table.add_section()
         macro = found["macro"]
-        table.add_row(f"mean of {macro['tasks']} tasks", w.count(macro["questions"]), "", *_numbers(macro))
+        table.add_row(f"mean of {macro['tasks']} tasks", w.count(macro["questions"]), *_numbers(macro))
     tests = sorted({e["paired"]["test"] for t in found["tasks"].values() for e in t["measures"].values()}
                    | ({found["macro"]["paired"]["test"]} if found["macro"] is not None else set()))
     table.caption = (f"[ ]: 95% interval. p: {', '.join(tests)}.\n"
