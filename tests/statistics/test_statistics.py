@@ -34,8 +34,7 @@ def test_several_samples_by_hand() -> None:
     estimate = accuracy([[1, 1], [1, 0], [0, 0], [0, 1]])
     # two samples: Wilson's for 15/16, Hall's for 1/16, whose cubic is the identity without skewness
     z, t, weight = stats.norm.ppf(0.975), stats.t.ppf(0.975, 3), (1 / 2) ** 4
-    c = z + weight * (t - z)
-    wilson = c / (1 + c * c / 6) * math.sqrt(0.25 / 6 + c * c / 144)
+    wilson = z / (1 + z * z / 6) * math.sqrt(0.25 / 6 + z * z / 144)
     half = (1 - weight) * wilson + weight * t / math.sqrt(24)
     assert estimate.value == 0.5
     assert estimate.low == pytest.approx(0.5 - half)

@@ -16,6 +16,9 @@ LEVEL = 0.05
 FLAT = 1e-18
 """A variance below this is rounding: equal means can differ in their last bit."""
 
+CARRYING = 10
+"""Questions that must carry a variance before it is believed to be smaller than that of independent tries."""
+
 Array = NDArray[np.float64]
 
 
@@ -47,36 +50,39 @@ def mean_interval(values: Array, groups: float, most: float) -> tuple[Array, Arr
     """(mean, low, high) over the last axis of values: [..., questions], each from 0 to 1.
 
     groups: into how many independent tries of the thing measured a question's samples fall (samples for an accuracy,
-    samples/k for pass@k). most: how many independent answers a question can at most stand for.
+    samples/k for pass@k). most: how many independent answers a question can at most stand for; infinite where that is
+    not known.
 
     The ends lie between two intervals, w = (1 - 1/groups)^4 of the way from the first to the second:
 
     - Wilson's at the effective number of answers (Wilson 1927, doi:10.1080/01621459.1927.10502953): with p the mean,
-      (p + c²/2n ± c·sqrt(p(1-p)/n + c²/4n²)) / (1 + c²/n), n = p(1-p)/SE² (Kish's design effect; Korn and Graubard 1998,
-      Survey Methodology 24), SE² = var(values, ddof 1)/questions (a mean of clusters; Miller 2024, arXiv:2411.00640), n at
-      most questions x most. With one group var follows from p: n = questions.
+      (p + c²/2n ± c·sqrt(p(1-p)/n + c²/4n²)) / (1 + c²/n), c = 1.96, n = p(1-p)/SE² (Kish's design effect; Korn and Graubard
+      1998, Survey Methodology 24), SE² = var(values, ddof 1)/questions (a mean of clusters; Miller 2024, arXiv:2411.00640).
+      n is at most questions x most, and where few questions carry the variance, (Σd²)²/Σd⁴ < 10 of them with d a value's
+      distance from p, at most questions x groups. With most = 1 the values are 0 and 1 and n = questions.
     - Student's t corrected for the skewness of the values by Hall's cubic (Hall 1992, doi:10.1111/j.2517-6161.1992.tb01866.x).
 
     Wilson's is right for one try, whose variance is p(1-p); of many tries the values are nearly continuous, and where a few
-    questions are unlike the rest only the skewness shows it. c goes likewise from the normal quantile to Student's. Where all
-    values are equal they say nothing of how they vary, and Wilson's with n = questions stands alone. The weight was
-    chosen by simulation (docs/statistics.md).
+    questions are unlike the rest only the skewness shows it. Where all values are equal they say nothing of how they vary, and
+    Wilson's with n = questions stands alone. The weight was chosen by simulation (docs/statistics.md).
     """
     from scipy import stats
 
     questions = values.shape[-1]
     p = values.mean(axis=-1)
     normal = float(stats.norm.ppf(1 - LEVEL / 2))
-    student = float(stats.t.ppf(1 - LEVEL / 2, max(questions - 1, 1)))
     variance = values.var(axis=-1, ddof=1) if questions > 1 else np.zeros_like(p)
     flat = variance <= FLAT
     weight = np.where(flat, 0.0, (1 - 1 / max(groups, 1.0)) ** 4)
     n = np.full_like(p, float(questions))
     if most > 1:
-        n = np.where(flat, n, np.minimum(p * (1 - p) * questions / np.maximum(variance, FLAT), questions * most))
-    low, high = wilson(p, n, normal + weight * (student - normal))
+        square = (values - p[..., None]) ** 2
+        carrying = square.sum(axis=-1) ** 2 / np.maximum((square**2).sum(axis=-1), FLAT**2)
+        bound = questions * np.minimum(most, groups * np.maximum(carrying / CARRYING, 1.0))
+        n = np.where(flat, n, np.minimum(p * (1 - p) * questions / np.maximum(variance, FLAT), bound))
+    low, high = wilson(p, n, normal)
     if questions > 1 and groups > 1:
-        skewed_low, skewed_high = _hall(values, student)
+        skewed_low, skewed_high = _hall(values, float(stats.t.ppf(1 - LEVEL / 2, questions - 1)))
         low, high = low + weight * (skewed_low - low), high + weight * (skewed_high - high)
     return p, np.minimum(np.maximum(low, 0.0), p), np.maximum(np.minimum(high, 1.0), p)
 

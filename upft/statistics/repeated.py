@@ -27,7 +27,7 @@ def pass_at_k(correct: ArrayLike, k: int) -> Estimate:
     """
     values = pass_values(correct, k)
     tries = np.shape(correct)[1] / k
-    return estimate(values, tries, tries)
+    return estimate(values, tries, np.inf if tries > 1 else 1)
 
 
 def pass_values(correct: ArrayLike, k: int) -> Array:
@@ -46,8 +46,7 @@ def majority_at_k(votes: Sequence[Sequence[str | None]], correct: ArrayLike, k: 
     A question's n samples fall into n/k independent votes. Raises ValueError as `majority_values` does.
     """
     values = majority_values(votes, correct, k)
-    ballots = np.shape(correct)[1] / k
-    return estimate(values, ballots, ballots)
+    return estimate(values, np.shape(correct)[1] / k, np.inf)  # ties make values between 0 and 1 even of a single vote
 
 
 def majority_values(votes: Sequence[Sequence[str | None]], correct: ArrayLike, k: int) -> Array:

@@ -117,8 +117,8 @@ def seeds_difference(differences: Array) -> tuple[Array, Array, Array, Array]:
 def _crossed(values: Array) -> tuple[Array, Array, Array]:
     """(mean, variance of the mean, degrees of freedom) of values: [..., seeds, questions].
 
-    With mean squares Q of questions, S of seeds, E of what is left, the variance is (Q + S - E)/(seeds x questions). Degrees of
-    freedom are at least those of the seeds: no part of the variance has fewer.
+    With mean squares Q of questions, S of seeds, E of what is left, the variance is (S + Q - E)/(seeds x questions); the part
+    of the questions, Q - E, is not taken below zero. Degrees of freedom are at least those of the seeds: no part has fewer.
     """
     seeds, questions = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
@@ -127,8 +127,9 @@ def _crossed(values: Array) -> tuple[Array, Array, Array]:
     s = questions * by_seed.var(axis=-1, ddof=1)
     left = values - by_question[..., None, :] - by_seed[..., :, None] + mean[..., None, None]
     e = (left**2).sum(axis=(-2, -1)) / ((seeds - 1) * (questions - 1))
-    total = np.maximum(q + s - e, 0.0)
-    weight = q**2 / (questions - 1) + s**2 / (seeds - 1) + e**2 / ((seeds - 1) * (questions - 1))
+    total = s + np.maximum(q - e, 0.0)
+    of_questions = np.where(q > e, q**2 / (questions - 1) + e**2 / ((seeds - 1) * (questions - 1)), 0.0)
+    weight = s**2 / (seeds - 1) + of_questions
     freedom = np.clip(total**2 / np.maximum(weight, 1e-300), float(seeds - 1), float(seeds * questions - 1))
     return mean, total / (seeds * questions), freedom
 
