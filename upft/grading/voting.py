@@ -8,7 +8,7 @@ from upft.choices import AnswerKind
 from upft.grading.compare import READ
 from upft.grading.numbers import number
 from upft.grading.options import letter
-from upft.grading.quantity import quantity
+from upft.grading.quantity import about, quantity
 from upft.grading.spelling import plain, squeezed, words
 
 
@@ -25,7 +25,7 @@ def vote(extracted: str, kind: AnswerKind = AnswerKind.math) -> str:
         return letter(extracted) or extracted.strip()
     text = plain(extracted)
     if kind is AnswerKind.science:
-        measured = quantity(text)
+        measured = quantity(plain(about(extracted)))
         if measured is not None and measured.dimension:
             powers = " ".join(f"{name}{power}" for name, power in measured.dimension)
             return f"{measured.value * measured.scale} {powers}"
