@@ -36,7 +36,7 @@ def _ballot(text: str) -> str:
     read = number(text)
     if read is not None:
         return str(read.value)
-    inside = re.fullmatch(r"(\\\{|\{|\(|\[)(.*)(\\\}|\}|\)|\])", text)
+    inside = re.fullmatch(r"(\\\{|\{|\(|\[)(.*?)(\\\}|\}|\)|\])", text)
     parts = _parts(inside[2] if inside else text)
     if len(parts) > 1:
         ballots = [_ballot(part.strip()) for part in parts]
