@@ -119,6 +119,7 @@ HUGE = ["\\boxed{", "}", "{", "$", "\\(", "\\[", "(", "9", "9,", "1 ", "a", " ",
         "Answer\n", "**Answer**\n\n", "\\boxed{\\text{", "x=", "*", "is ", "1/", "%", ":", "I choose ", "10^{"]
 
 
+@pytest.mark.slow
 def test_a_megabyte_is_read_in_passing() -> None:
     """In a process of its own with a few seconds of processor time: a search that runs away ends it."""
     script = """
@@ -150,6 +151,7 @@ TOWERS = [f"{a}^{{{b}^{{{c}}}}}" for a in (2, 9, 99) for b in (9, 99) for c in (
     "2^" * 50 + "2"]
 
 
+@pytest.mark.slow
 def test_towers_are_refused_or_cut_off_in_time() -> None:
     keys = ["5", "x^2+1", r"(2,\infty)", r"\{1,2\}"]
     with Graders(2, limit_s=2.0) as graders:
