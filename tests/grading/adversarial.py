@@ -83,6 +83,7 @@ _WRONG_MATH = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"[[\begin{pmatrix}1\\2\\0\end{pmatrix}]]"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "[[1,2,3,4]]"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "[[2]]"),
     # words
+    ("Evelyn", r"[[7\text{Evelyn}]]"), ("even", "[[2 even]]"), ("ellipse", r"[[\text{ellipse}^2]]"),
     ("Tuesday", "[[Thursday]]"), ("yes", "[[no]]"), ("increasing", "[[decreasing]]"), ("odd", "[[even and odd]]"),
     ("Monday", "[[not Monday]]"), ("listen", "[[silent]]"), ("red", "[[red, blue]]"), ("Alice", "[[Alice and Bob]]"),
     (r"\text{east}", r"[[\text{northeast}]]"), ("parabola", "[[hyperbola]]"), (r"\text{undefined}", "[[0]]"),

@@ -63,5 +63,5 @@ def squeezed(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """Lower-case words without a leading article and without punctuation."""
-    found = re.sub(r"[^a-z' -]", "", text.casefold()).split()
+    found = re.sub(r"[^a-z0-9' -]", "", text.casefold()).split()
     return found[1:] if len(found) > 1 and found[0] in ("a", "an", "the") else found
