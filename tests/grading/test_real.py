@@ -58,3 +58,28 @@ def test_aime24_solutions(real_data: Path) -> None:
     wrong = [(row["answer"], grade(row["solution"], row["answer"])) for row in found
              if not grade(row["solution"], row["answer"]).right]
     assert wrong == []
+
+
+MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+
+@pytest.mark.slow
+def test_gsm8k_model_solutions_agree_with_the_published_verdicts(real_data: Path, tmp_path: Path) -> None:
+    """github.com/openai/grade-school-math, grade_school_math/data/example_model_solutions.jsonl: a question a row, four
+    models' solutions with the authors' own `is_correct`."""
+    name = "gsm8k/example_model_solutions.jsonl"
+    if not (real_data / name).exists():
+        pytest.skip(f"{name} is not in the folder of real data")
+    same = total = 0
+    apart = []
+    for row in rows(real_data, name):
+        key = extract(row["ground_truth"])
+        assert key is not None
+        for model in MODELS:
+            verdict = grade(row[model]["solution"], key)
+            total += 1
+            same += verdict.right == row[model]["is_correct"]
+            if verdict.right != row[model]["is_correct"]:
+                apart.append((model, row[model]["solution"][-60:], key, verdict))
+    assert total == 4 * 1319
+    assert same / total >= 0.995, apart

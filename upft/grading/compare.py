@@ -70,7 +70,7 @@ def settle(answer: str, gold: str, kind: AnswerKind = AnswerKind.math) -> tuple[
     if squeezed(ours) == squeezed(theirs):
         return True, "same text"
     if kind is AnswerKind.science:
-        measured = _measured(ours, theirs)
+        measured = _measured(*(plain(quantity.about(text)) for text in (answer, gold)))
         if measured is not None:
             return measured
     return _read(ours, theirs)
@@ -83,7 +83,7 @@ def _measured(ours: str, theirs: str) -> tuple[bool, str] | None:
         return same, "same quantity" if same else "another quantity"
     if b is None and quantity.same_wording(ours, theirs):
         return True, "same words"
-    return None
+    return (False, "another compound") if quantity.is_compound(theirs) else None
 
 
 def _read(ours: str, theirs: str) -> tuple[bool, str] | None:
@@ -107,8 +107,16 @@ def _read(ours: str, theirs: str) -> tuple[bool, str] | None:
     base_a, base_b = _base(ours), _base(theirs)
     if base_a is not None and base_b is not None and base_a != base_b:
         return False, "another base"  # math-verify drops the subscript
+    if _brackets(ours) + _brackets(theirs) in ("{(", "({"):
+        return False, "another kind of bracket"  # math-verify takes a pair for a set
     refusal = refused(ours) or refused(theirs)
     return None if refusal is None else (False, f"other text, {refusal}")
+
+
+def _brackets(text: str) -> str:
+    """The bracket in which a whole list stands; nothing where it stands in none."""
+    found = re.fullmatch(r"\\?([({])[^(){}]*,[^(){}]*\\?[)}]", text)
+    return found[1] if found else ""
 
 
 def _base(text: str) -> str | None:

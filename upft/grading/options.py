@@ -10,6 +10,8 @@ import re
 
 from upft.grading.boxes import last_box
 
+LONGEST = 600
+"""Longest text, characters, that is read as an option with its letter."""
 _OPEN = r"[\s*_`\"'$({\[]*(?:\\(?:text|mathrm|mathbf|textbf|boxed|fbox)\s*\{[\s*({]*)*"
 _ALONE = r"(?![\w'’+^=/]|-\w|\s*\\[a-z]|\s*[=^])"
 _BARE = re.compile(rf"{_OPEN}(?:\b[Oo]ption\s+|\b[Cc]hoice\s+)?{_OPEN}(?P<letter>[A-Ja-j]){_ALONE}(?P<rest>.*)", re.DOTALL)
@@ -31,6 +33,8 @@ _MENTION = re.compile(r"\((?P<a>[A-J])\)|\b(?:option|choice)[ \t]+\(?(?P<b>[A-J]
 
 def letter(text: str) -> str | None:
     r"""The option's letter that an answer consists of: "B", "(b)", "\text{(B)}", "B. 5 m/s"; None for anything else."""
+    if len(text) > LONGEST:
+        return None
     found = _BARE.fullmatch(text.strip())
     if found is None or re.match(r"\s+[a-z]", found["rest"]) or not _committed(found):
         return None

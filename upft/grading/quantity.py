@@ -39,6 +39,7 @@ _BARE: dict[str, tuple[str, Fraction]] = {  # take no prefix
 _FACTOR = re.compile(
     r"(?P<slash>/\s*|per\s+)?(?P<unit>\\mu\s?[A-Za-z]+|\\Omega|\\AA|\\mathring\{A\}|%|°C|°|Å|[A-Za-z]+)"
     r"(?:\s*\^\s*\{?\s*(?P<power>-?\d)\s*\}?)?(?:\s|\\cdot\s?|(?=/)|(?=°)|$)")
+_COMPOUND = re.compile(r"(?:\(?[A-Z][a-z]?\d{0,3}\)?\d?){1,12}\^?\d?[+-]?")
 _ABOUT = r"(?:~|\\approx|\\sim|about |approximately |roughly |around |ca\. ?|close to )"
 _POWER = r"10\s?\^?\s?(?:\{\s?(?P<p#>[-+]?\s?\d{1,3})\s?\}|\(\s?(?P<q#>[-+]?\d{1,3})\s?\)|(?P<r#>[-+]?\d{1,3}))"
 _QUANTITY = re.compile(
@@ -75,6 +76,11 @@ def quantity(text: str) -> Quantity | None:
     value = Fraction(digits) * ten
     scale, dimension = unit
     return Quantity(-value if found["sign"] == "-" else value, step, scale, dimension)
+
+
+def about(text: str) -> str:
+    """The text with a leading "~" as a word: LaTeX's ~ is a space elsewhere."""
+    return re.sub(r"^[\s$]*~\s*(?=[-\d.$\\])", r"\\approx ", text)
 
 
 def units(text: str) -> tuple[Fraction, Dimension | None] | None:
@@ -136,11 +142,19 @@ def same_wording(answer: str, gold: str) -> bool:
 
     Where both look like a formula of chemistry case counts: CO is not Co.
     """
-    formula = re.compile(r"(?:[A-Z][a-z]?\d*|[()\[\]\d+\-_^{}])+")
-    a, b = (re.sub(r"[_{}\s$]", "", text) for text in (answer, gold))
-    if formula.fullmatch(b) and len(b) <= 12 and re.search(r"[A-Z]", b):
-        return a == b
+    if is_compound(gold):
+        return _symbols(answer) == _symbols(gold)
     return _bare(answer) == _bare(gold) != ""
+
+
+def is_compound(text: str) -> bool:
+    """Whether a text looks like a formula of chemistry, such as H2O or CO: two elements at least, or a count."""
+    bare = _symbols(text)
+    return len(bare) <= 24 and re.search(r"[A-Z].*[A-Z\d]", bare) is not None and _COMPOUND.fullmatch(bare) is not None
+
+
+def _symbols(text: str) -> str:
+    return re.sub(r"[_{}\s$]", "", text)
 
 
 def _bare(text: str) -> str:

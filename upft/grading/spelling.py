@@ -13,7 +13,8 @@ _SPELT = (
     (r"(?<!\\)\\[!,;:> ]|~|\\q?quad(?![A-Za-z])|\\thinspace(?![A-Za-z])|[\u00a0\u2009\u202f\u200b]", " "),
     (r"\{,\}", ","),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (r"\\(?:text(?:bf|rm|it|normal|sf|tt)?|math(?:rm|bf|it|sf)|mbox|operatorname|bm|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
+    (r"\\(?:text(?:bf|rm|it|normal|sf|tt)?|math(?:rm|bf|it|sf)|mbox|operatorname|bm|boldsymbol)\s*"
+     r"\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 "),
     (r"(?<!\\)\\([$%#&])", r"\1"),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|º", "°"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
@@ -25,6 +26,7 @@ _SPELT = (
     (r"\*\*", "^"),
     (r"∞|(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
     (r"∪", r"\\cup "),
+    (r"\\varnothing(?![A-Za-z])|∅", r"\\emptyset "),
     (r"≤", r"\\le "),
     (r"≥", r"\\ge "),
     (r"≠", r"\\ne "),
@@ -61,5 +63,5 @@ def squeezed(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """Lower-case words without a leading article and without punctuation."""
-    found = re.sub(r"[^a-z' -]", "", text.casefold()).split()
+    found = re.sub(r"[^a-z0-9' -]", "", text.casefold()).split()
     return found[1:] if len(found) > 1 and found[0] in ("a", "an", "the") else found
