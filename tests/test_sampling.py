@@ -99,3 +99,12 @@ def test_prefix_len_auto_takes_the_diagnosis_of_a_pilot(tmp_path: Path) -> None:
     again = subprocess.run([*command, "plan=true"], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert again.returncode == 0, again.stderr
     assert "auto" in again.stdout
+
+
+def test_what_is_in_the_store_needs_no_engine(sample: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    more, _, _ = sample("sample.n=3")
+    monkeypatch.setattr("upft.sampler.open_engine", lambda *args, **kwargs: pytest.fail("an engine was opened"))
+    rows, told, cost = sample("sample.n=2")
+    assert rows == [row for row in more if row["index"] < 2]
+    assert (told["engine"], told["context"], told["taken_from_other_samplings"]) == ("transformers", 512, 160)
+    assert cost["reused_tokens"] == sum(len(row["ids"]) for row in rows)
