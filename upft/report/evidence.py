@@ -95,8 +95,10 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a report tells. samples, diagnosis, rows, train: the stages' summaries; metrics: a dict a training
-    step; tasks: name -> (base, trained)."""
+    """Everything a report tells. samples, diagnosis, grades, rows, train, pairs, verifier: the stages' summaries, those of the
+    last round (empty where there is no such stage); earlier: rows.json of the rounds before; metrics: a dict a training step;
+    tasks: name -> (base, trained); generator: likewise, where what is trained only answers and a verifier chooses; chosen:
+    task -> scores.json of that choice."""
 
     spec: ReportSpec
     stages: tuple[StageRecord, ...]
@@ -106,8 +108,14 @@ class Evidence:
     train: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...]
     tasks: Mapping[str, tuple[Answers, Answers]]
+    grades: Mapping[str, Any] = field(default_factory=dict)
+    pairs: Mapping[str, Any] = field(default_factory=dict)
+    verifier: Mapping[str, Any] = field(default_factory=dict)
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    generator: Mapping[str, tuple[Answers, Answers]] = field(default_factory=dict)
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
         """The method's name as people write it."""
-        return self.spec.method.name.upper()
+        return self.spec.label or self.spec.method.name.upper()

@@ -58,6 +58,7 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
         pass
     cost.write(out)
 
+    asked = {prompt.question_id: prompt.ids for prompt in prompts}
     styled = isinstance(spec.questions.source, Generated)
     with (out / "answers.jsonl").open("w", encoding="utf-8") as stream:
         for rollout, text, verdict in zip(drawn, texts, verdicts, strict=True):
@@ -66,6 +67,7 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
                 "id": question.id, "index": rollout.index, "question": question.text, "gold": question.answer,
                 "completion": text, "extracted": verdict.extracted, "right": verdict.right, "reason": verdict.reason,
                 "finish_reason": rollout.finish_reason, "tokens": len(rollout.ids),
+                "prompt_ids": asked[question.id], "completion_ids": rollout.ids,
             }
             if styled:
                 row["style"] = _style(text)

@@ -32,13 +32,14 @@ from upft.store import RESUME
 def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Sample `spec.n` completions of every question that fits the model's context."""
     longest = spec.max_tokens if spec.max_tokens is not None else diagnosis.suggested_length(inputs["diagnosis"])
-    source = models.resolve(spec.model.source)
+    source, adapter = models.trained_as(models.resolve(spec.model.source), inputs.get("model"))
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     cost, rescue, found = ledger.Ledger(), rollouts.Rescue(), Found()
     with ledger.Meter() as meter:
         # May refuse a question: before the engine starts.
         asked_for = _Questions.written(spec, out / "questions.jsonl", Prompter(tokenizer, spec.prompt))
-        engine = host.engines.get(spec.sampling.engine, source, spec.sampling.dtype, spec.model.trust_remote_code)
+        engine = host.engines.get(spec.sampling.engine, source, spec.sampling.dtype, spec.model.trust_remote_code,
+                                  adapter)
         too_long = asked_for.fit(engine.context, longest, spec.trace_max_tokens)
         said(host, asked_for, too_long, engine.context)
         sampling = resolve_sampling(spec.sampling, source, tokenizer, spec.logprobs)
