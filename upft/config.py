@@ -390,11 +390,11 @@ class Config:
 
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
+    train: TrainConfig = MISSING  # before method, and method before sample: what is wrong in one is not to be told of a
+    method: MethodConfig = MISSING  # group that only takes its value over
     sample: SampleConfig = MISSING
     prefix: PrefixConfig = MISSING
     diagnose: DiagnoseConfig = MISSING
-    method: MethodConfig = MISSING
-    train: TrainConfig = MISSING
     eval: EvalConfig = MISSING
     compute: ComputeConfig = MISSING
     tracker: TrackerConfig = MISSING
