@@ -120,6 +120,20 @@ def test_the_page_and_the_table_show_all(found: dict[str, dict], store: Path) ->
         assert row[-1].startswith(f"{100 * entry_value(one):.1f} [")
 
 
+def test_the_study_puts_seeds_together(found: dict[str, dict], store: Path) -> None:
+    out = subprocess.run([sys.executable, str(ROOT / "bench" / "methods.py"), str(store)], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    cut = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.stdout.splitlines()[2:]]
+    rows = {row[0]: row for row in cut}
+    assert set(rows) == set(found)
+    for name, row in rows.items():
+        paired = found[name]["tasks"]["arithmetic"]["paired"]
+        assert row[3] == "1"
+        assert row[5] == f"{100 * entry_value(found[name]):.1f}"
+        assert row[6].split()[0] == f"{100 * paired['difference']:+.1f}".replace("-", "−")
+        assert row[-2] == f"{100 * found[name]['comparison']['sampled'] / found['RFT']['comparison']['sampled']:.1f}%"
+
+
 def test_a_method_alone_takes_over_and_draws_nothing(found: dict[str, dict], store: Path) -> None:
     """Without the shared key: UPFT's own sampling of prefixes, all of them beginnings of traces that are there."""
     result, said = cell(store, "method=upft", "sample.n=1", "sample.trace_ratio=null")

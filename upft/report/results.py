@@ -172,5 +172,5 @@ def _choosing(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _stage(record: StageRecord) -> dict[str, Any]:
-    return {"role": record.role, "label": record.label, "key": record.key, "making": record.role in MAKING,
+    return {"role": record.role, "label": record.label, "key": record.key, "making": _makes(record.role),
             "ledger": dataclasses.asdict(record.ledger)}
