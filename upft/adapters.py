@@ -103,14 +103,30 @@ def load(model: PreTrainedModel, folder: Path) -> None:
         inject_adapter_in_model(config, model)
     except ValueError as error:  # none of its layers is there
         raise _foreign(folder, model, str(error)) from error
-    wanted = _weights(model)
+    _copy(_weights(model), folder, model, weights)
+    model.train(was_training)
+
+
+def fill(model: PreTrainedModel, folder: Path) -> None:
+    """Give the adapters that `attach` put into `model` the weights of a PEFT folder, to train them further.
+
+    Raises ModelError when the folder is no adapter, or one of other layers or rank.
+    """
+    from safetensors.torch import load_file
+
+    rank(folder)  # refuses a folder that is none
+    _copy(_weights(model), folder, model, {n.removeprefix(_OUTER): t for n, t in load_file(folder / WEIGHTS).items()})
+
+
+def _copy(wanted: Mapping[str, torch.Tensor], folder: Path, model: PreTrainedModel,
+          weights: Mapping[str, torch.Tensor]) -> None:
+    """Put `weights` where they belong. Raises ModelError where they are not those of the adapters in `model`."""
     if wanted.keys() != weights.keys():
         raise _foreign(folder, model, f"{sorted(wanted.keys() ^ weights.keys())[0]} is in one of them only")
     for name, tensor in wanted.items():
         if tensor.shape != weights[name].shape:
             raise _foreign(folder, model, f"{name} is {list(weights[name].shape)} instead of {list(tensor.shape)}")
         tensor.data = weights[name].to(tensor.device).float()
-    model.train(was_training)
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from upft import packing
 from upft.choices import Layout, Reduction
-from upft.module import StepBatch, StepTotals, idle_micro_batch, step_batch
+from upft.module import Preference, StepBatch, StepTotals, idle_micro_batch, step_batch
 from upft.packed import Packed, pack
 from upft.prefix import Row, RowTable
 from upft.ranks import World
@@ -28,40 +28,48 @@ class Steps:
     """Iterable over the steps from `start` on.
 
     lengths, supervised: [rows], tokens of each row. layout: packed or padded. share: see `packed.pack`.
-    tiled: see `attention.RowsTensors.of`.
+    tiled: see `attention.RowsTensors.of`. preference: (DPO's beta, [rows] log-probabilities under the reference); rows 2n and
+    2n + 1 are then a pair, which stays in one micro-batch, and batch_size counts pairs.
     """
 
     def __init__(self, rows: Sequence[Row] | RowTable, lengths: np.ndarray, supervised: np.ndarray, *, batch_size: int,
                  epochs: int, seed: int, reduction: Reduction, micro_batch_tokens: int, layout: Layout, share: bool,
-                 tiled: bool, world: World, start: int) -> None:
+                 tiled: bool, world: World, start: int, preference: tuple[float, np.ndarray] | None = None) -> None:
         self._rows, self._lengths, self._supervised = rows, lengths, supervised
         self._batch_size, self._epochs, self._seed, self._reduction = batch_size, epochs, seed, reduction
         self._micro_batch_tokens, self._layout, self._share, self._tiled = micro_batch_tokens, layout, share, tiled
-        self._world, self._start = world, start
+        self._world, self._start, self._preference = world, start, preference
+        self._group = 1 if preference is None else 2
 
     def __len__(self) -> int:
         """Steps still to come."""
-        return packing.steps_per_epoch(len(self._rows), self._batch_size) * self._epochs - self._start
+        return packing.steps_per_epoch(len(self._rows) // self._group, self._batch_size) * self._epochs - self._start
 
     def __iter__(self) -> Iterator[StepBatch]:
         """Steps in order, prepared ahead."""
         return ahead(self._steps(), AHEAD)
 
     def _steps(self) -> Iterator[StepBatch]:
-        ranks = self._world.ranks
-        plans = [packing.plan_steps(self._lengths, self._batch_size, self._micro_batch_tokens, self._epochs, self._seed,
+        ranks, group = self._world.ranks, self._group
+        sizes = packing.group_sizes(self._lengths, group, self._layout)
+        plans = [packing.plan_steps(sizes, self._batch_size, self._micro_batch_tokens, self._epochs, self._seed,
                                     self._layout, rank, ranks) for rank in range(ranks)]
         for number, shares in enumerate(zip(*plans, strict=True)):
             if number < self._start:
                 continue
-            members = [r for step in shares for m in step.micro_batches for r in m.rows]
+            members = [r for step in shares for m in step.micro_batches for r in packing.members(m, group)]
             totals = StepTotals(len(members), int(self._supervised[members].sum()), ranks)
             laid: list[tuple[Packed | packing.Padded, list[str]]] = []
+            reference: list[np.ndarray] = []
             for micro in shares[self._world.rank].micro_batches:
-                rows = [self._rows[i] for i in micro.rows]
+                numbers = packing.members(micro, group)
+                rows = [self._rows[i] for i in numbers]
                 one = pack(rows, self._share, fill=True) if micro.packed else packing.pad(rows)
                 laid.append((one, [r.question_id for r in rows]))
-            batch = step_batch(laid, self._reduction, self._tiled, totals)
+                if self._preference is not None:
+                    reference.append(self._preference[1][numbers])
+            batch = step_batch(laid, self._reduction, self._tiled, totals,
+                               None if self._preference is None else Preference(self._preference[0], reference))
             missing = max(len(step.micro_batches) for step in shares) - len(batch.micro_batches)
             batch.micro_batches.extend(idle_micro_batch() for _ in range(missing))
             yield batch

@@ -23,7 +23,11 @@ from upft.report import wording as w
 from upft.statistics import Estimate, Paired
 
 FILE = "README.md"
-METHODS = {"upft": "Unsupervised Prefix Fine-Tuning (UPFT)"}
+METHODS = {
+    "upft": "Unsupervised Prefix Fine-Tuning (UPFT)",
+    "sft": "Fine-tuning on the model's own unfiltered solutions (SFT)",
+    "rft": "Rejection sampling fine-tuning (RFT)",
+}
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's max_lora_rank takes (0.32)."""
 CITATION = """@misc{ji2025upft,
@@ -93,6 +97,28 @@ def write(folder: Path, facts: Facts) -> None:
     (folder / FILE).write_text(render(facts, adapter=not (folder / "config.json").is_file()), encoding="utf-8")
 
 
+def write_verifier(folder: Path, spec: TrainSpec, pairs: Path, summary: Mapping[str, Any]) -> None:
+    """Write the card of a verifier: it ranks solutions and writes none. pairs: the artifact it was trained on."""
+    source, made = spec.model.source, json.loads((pairs / "pairs.json").read_text())
+    base = f"[{source.id}](https://huggingface.co/{source.id}/tree/{source.revision})" if isinstance(source, HubRef) else (
+        f"a model in a local folder (SHA-256 of its files `{source.sha256}`)")
+    licence = license_of(source)
+    front = ["tags: [verifier, dpo]", *([] if licence is None else [f"license: {json.dumps(licence.id)}"])]
+    epochs = f"{spec.epochs} epoch{'s' * (spec.epochs != 1)}"
+    text = "\n".join(["---", *front, "---", "", f"""# A verifier after V-STaR
+
+It ranks solutions and is not meant to write any: {base}, trained with DPO ([arXiv:2305.18290](https://arxiv.org/abs/2305.18290),
+beta {spec.beta:g}) on {w.count(made['pairs'])} pairs of a right and a wrong solution of its own, as
+[arXiv:2402.06457](https://arxiv.org/abs/2402.06457) does. Of several solutions to one question take the one with the highest
+log-probability under this model.
+
+- AdamW: lr {spec.lr:g}, {spec.batch_size} pairs a step, {epochs}, {spec.precision.name}, seed {spec.seed}
+- {w.count(summary['steps'])} steps; loss {summary['first_loss']:.4f} at the first, {summary['last_loss']:.4f} at the last
+  (0.6931 = log 2 is that of the base model)
+"""])
+    (folder / FILE).write_text(text, encoding="utf-8")
+
+
 def render(facts: Facts, adapter: bool = False) -> str:
     """The whole README.md; `adapter` is for a folder that holds the adapter without the base model's weights."""
     parts = [_front(facts, adapter), f"# {_title(facts)}", _opening(facts, adapter)]
@@ -151,7 +177,8 @@ def _front(facts: Facts, adapter: bool) -> str:
 
 
 def _method(facts: Facts) -> str:
-    return METHODS.get(str(facts.build["method"]), str(facts.build["method"]))
+    filtered = " with the label filter" if facts.build["method"] == "upft" and facts.build["right"] else ""
+    return METHODS.get(str(facts.build["method"]), str(facts.build["method"])) + filtered
 
 
 def _title(facts: Facts) -> str:
@@ -209,14 +236,10 @@ def _questions(spec: QuestionsSpec) -> str:
 
 def _training(facts: Facts) -> str:
     t, build, rows, summary = facts.train, facts.build, facts.rows, facts.summary
-    unit = "tokens" if build["unit"] == "token" else "words"
-    found = ", a length that a pilot sampling suggested" if rows["prefix_len_from"] == "diagnosis" else ""
-    keyless = "; no answer key was used" if build["method"] == "upft" else ""
+    keyless = "" if build["right"] else "; no answer key was used"
     lines = [] if facts.data is None else [f"- questions: {_questions(facts.data)}{keyless}"]
     lines += [
-        f"- rows: {w.count(rows['prefix_rows'])} prefixes of at most {rows['prefix_len']} {unit} of the model's own "
-        f"solutions{found}, {w.count(rows['trace_rows'])} whole solutions (share asked for: {build['ratio']:g}); "
-        f"{w.mean(rows['mean_supervised'])} supervised tokens a row",
+        f"- rows: {_rows(build, rows)}; {w.mean(rows['mean_supervised'])} supervised tokens a row",
         f"- loss: next-token cross-entropy on the response alone, mean over {t.reduction.name}s",
         f"- AdamW: lr {t.lr:g}, betas ({t.beta1:g}, {t.beta2:g}), weight decay {t.weight_decay:g}, warm-up "
         f"{100 * t.warmup_ratio:g}% then constant; {t.batch_size} rows a step, {t.epochs} epoch{'s' * (t.epochs != 1)}, "
@@ -228,6 +251,17 @@ def _training(facts: Facts) -> str:
         lines.append(f"- {w.count(summary['steps'])} steps; loss {summary['first_loss']:.4f} at the first, "
                      f"{summary['last_loss']:.4f} at the last")
     return "\n".join(lines)
+
+
+def _rows(build: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
+    chosen = (f", of solutions that end in the right answer (the first of {build['traces']} sampled for each question)"
+              if build["right"] else "")
+    if build["ratio"] == 1:
+        return f"{w.count(rows['trace_rows'])} whole solutions of the model's own{chosen}"
+    unit = "tokens" if build["unit"] == "token" else "words"
+    found = ", a length that a pilot sampling suggested" if rows["prefix_len_from"] == "diagnosis" else ""
+    return (f"{w.count(rows['prefix_rows'])} prefixes of at most {rows['prefix_len']} {unit} of the model's own "
+            f"solutions{found}, {w.count(rows['trace_rows'])} whole solutions (share asked for: {build['ratio']:g}){chosen}")
 
 
 def _use(facts: Facts, adapter: bool) -> str:
@@ -264,8 +298,9 @@ print(answer[0].outputs[0].text)"""
 
 llm = LLM("."{trust.replace('=trust_remote_code', '=True')})
 {asked}print(llm.chat(messages)[0].outputs[0].text)"""
-    parts = ["Ask the plain question: the task suffix of the prefix rows belongs to training only.",
-             f"```python\n{transformers}\n```"]
+    plain = [] if facts.build["ratio"] == 1 else [
+        "Ask the plain question: the task suffix of the prefix rows belongs to training only."]
+    parts = [*plain, f"```python\n{transformers}\n```"]
     parts.append("vLLM takes no adapter of this rank; merge it first." if vllm is None else f"```python\n{vllm}\n```")
     return "\n\n".join(parts)
 

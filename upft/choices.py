@@ -90,7 +90,18 @@ class Reduction(Enum):
 class MethodName(Enum):
     """Training methods."""
 
-    upft = "upft"
+    upft = "upft"  # one prefix a question, a nested share of whole traces
+    sft = "sft"  # one whole trace a question, whatever it comes to
+    rft = "rft"  # whole traces that end right
+    vstar = "vstar"  # RFT, and a verifier that chooses among the answers
+
+
+class Score(Enum):
+    """What a verifier ranks the answers to a question by."""
+
+    likelihood = "likelihood"  # log-probability of the answer under the verifier (V-STaR)
+    mean = "mean"  # that, divided by the answer's tokens
+    reward = "reward"  # how much more likely the verifier finds it than the base model does (DPO's implicit reward)
 
 
 class TrackerKind(Enum):

@@ -25,6 +25,7 @@ def register() -> None:
 
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("longest", max, replace=True)
+    OmegaConf.register_new_resolver("either", lambda holds, yes, no: yes if holds else no, replace=True)
     OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / name), replace=True)
 
 

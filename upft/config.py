@@ -20,19 +20,19 @@ from upft.choices import (
     CutUnit,
     Dtype,
     Engine,
-    MethodName,
     Precision,
     Protocol,
     Reduction,
 )
 from upft.errors import ConfigError, demand
 from upft.machine import ComputeConfig, RunConfig, TrackerConfig
+from upft.method import MethodConfig
 from upft.sources import ArithmeticConfig, DataConfig, Source
 from upft.tasks import AskConfig, EvalConfig, JudgeConfig, TaskConfig, check_nucleus
 
 __all__ = ["AUTO", "PURE_BF16_LR", "AnswerFormat", "AnswerKind", "ArithmeticConfig", "AskConfig", "ComputeConfig", "Config",
            "CutUnit", "DataConfig", "DiagnoseConfig", "Dtype", "Engine", "EvalConfig", "JudgeConfig", "LoraConfig",
-           "MethodConfig", "MethodName", "ModelConfig", "Precision", "PrefixConfig", "Protocol", "Reduction", "RunConfig",
+           "MethodConfig", "ModelConfig", "Precision", "PrefixConfig", "Protocol", "Reduction", "RunConfig",
            "SampleConfig", "Source", "TaskConfig", "TrackerConfig", "TrainConfig"]
 
 AUTO = "auto"
@@ -103,8 +103,8 @@ class SampleConfig:
 
     engine: Engine = Engine.auto
     """auto = vLLM where it is installed, else Transformers."""
-    n: int = 1
-    """Traces a question."""
+    n: int = MISSING
+    """Traces a question; more than method.n are kept for other methods that share the sampling."""
     temperature: float = 0.6
     """Softmax temperature; 0 = greedy."""
     top_p: float | None = None
@@ -115,14 +115,16 @@ class SampleConfig:
     """Tokens sampled for a question that carries a prefix; null = prefix.len. Raise it so that a sweep over
     prefix lengths shares one sampling."""
     trace_ratio: float | None = None
-    """Share of questions sampled as whole traces; null = prefix.ratio. Raise it to share among ratios."""
+    """Share of questions sampled as whole traces; null = what the method needs (UPFT: prefix.ratio). Raise it to share a
+    sampling among ratios or methods."""
     trace_max_tokens: int = MISSING
     """Longest whole trace, tokens."""
     logprobs: bool = False
     """Keep each sampled token's log-probability, in the distribution it was drawn from."""
 
     def __post_init__(self) -> None:
-        demand(self.n >= 1, "sample.n", self.n, "use 1 or more")
+        if self.n != MISSING:
+            demand(self.n >= 1, "sample.n", self.n, "use 1 or more")
         demand(self.temperature >= 0, "sample.temperature", self.temperature, "use 0 (greedy) or more")
         check_nucleus("sample", self.top_p, self.top_k)
         if self.max_tokens is not None:
@@ -185,14 +187,6 @@ class DiagnoseConfig:
         demand(self.n >= 2, "diagnose.n", self.n, "use 2 or more: one trace agrees with nothing")
         demand(self.longest >= 1, "diagnose.longest", self.longest, "use 1 or more")
         demand(0 < self.agreement < 1, "diagnose.agreement", self.agreement, "use a share in (0, 1)")
-
-
-@dataclass
-class MethodConfig:
-    """The training method."""
-
-    name: MethodName = MISSING
-    """upft = Unsupervised Prefix Fine-Tuning."""
 
 
 @dataclass
@@ -283,11 +277,11 @@ class Config:
 
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
+    train: TrainConfig = MISSING  # before method, and method before sample: what is wrong in one is not to be told of a
+    method: MethodConfig = MISSING  # group that only takes its value over
     sample: SampleConfig = MISSING
     prefix: PrefixConfig = MISSING
     diagnose: DiagnoseConfig = MISSING
-    method: MethodConfig = MISSING
-    train: TrainConfig = MISSING
     eval: EvalConfig = MISSING
     judge: JudgeConfig | None = None
     compute: ComputeConfig = MISSING
@@ -309,6 +303,30 @@ class Config:
             if self.eval.protocol is not Protocol.paper:
                 raise ConfigError(f"a judge beside eval.protocol={self.eval.protocol.name}: it belongs to the paper's protocol",
                                   "use eval.protocol=paper, or judge=null")
+        self._check_method()
+        if not self.method.whole:
+            self._check_prefix()
+
+    def _check_method(self) -> None:
+        """Rules between the method, the data and the sampling."""
+        method, data = self.method, self.data
+        if method.graded and data.answer_field is None and data.arithmetic is None:
+            chosen = "method.label_filter=true" if method.label_filter else f"method={method.name.name}"
+            raise ConfigError(f"data.answer_field=null with {chosen}: traces cannot be graded without gold answers",
+                              "name their column, data.answer_field=COLUMN; without answers use method=upft or method=sft")
+        if self.sample.n < method.n:
+            raise ConfigError(f"sample.n={self.sample.n} is less than method.n={method.n}",
+                              f"lower method.n, which sample.n follows, or raise sample.n to {method.n}")
+        if method.n > 1 and self.sample.temperature == 0:
+            raise ConfigError(f"method.n={method.n} with sample.temperature=0: greedy traces of one question are all the same",
+                              "set a temperature above 0, or method.n=1")
+        if method.samples_whole and self.sample.trace_ratio not in (None, 1.0):
+            chosen = "method.label_filter=true" if method.label_filter else f"method={method.name.name}"
+            raise ConfigError(f"sample.trace_ratio={self.sample.trace_ratio} with {chosen}, which needs whole traces of all "
+                              "questions", "leave sample.trace_ratio null, or set it to 1")
+
+    def _check_prefix(self) -> None:
+        """Rules between the prefix, the sampling and the rows, where a method cuts prefixes."""
         if self.prefix.fixed is None and self.sample.temperature == 0:
             raise ConfigError("prefix.len=auto with sample.temperature=0: greedy traces of one question are all the same",
                               "give prefix.len=N, or set a temperature above 0")

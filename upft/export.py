@@ -71,7 +71,7 @@ def write(target: Target, cell: Plan, artifacts: Mapping[str, Artifact], store: 
     """Copy the model with its full card; does nothing when it is there. Raises StoreError when it cannot be written."""
     if target.done:
         return
-    folder, train = target.folder, cell.named("train")[0]
+    folder, train = target.folder, cell.report.inputs["train"]
     trained = artifacts[train.key].path
     facts = _facts(cell, artifacts)
     parts = [name for name in ("model", "adapter") if (trained / name).is_dir()]
@@ -109,7 +109,7 @@ def _mark(folder: Path) -> dict[str, Any]:
 
 def _facts(cell: Plan, artifacts: Mapping[str, Artifact]) -> card.Facts:
     """What the training told, and what is known now that the cell is finished."""
-    build, train = cell.named("build")[0], cell.named("train")[0]
+    build, train = cell.report.inputs["rows"], cell.report.inputs["train"]
     sample = build.inputs["samples"]  # not a pilot's
     assert isinstance(train.spec, TrainSpec)
     assert isinstance(sample.spec, SampleSpec)
@@ -118,7 +118,8 @@ def _facts(cell: Plan, artifacts: Mapping[str, Artifact]) -> card.Facts:
     return replace(
         card.of_training(train.spec, artifacts[build.key].path, artifacts[train.key].path),
         name=results["model"], data=sample.spec.questions,
-        scores=tuple(_score(stage, results) for stage in cell.named("evaluate") if stage.inputs),
+        scores=tuple(_score(stage, results["generator"] or results["tasks"]) for role, stage in cell.report.inputs.items()
+                     if role.startswith(("trained:", "generator:")) and isinstance(stage.spec, EvaluateSpec)),
         costs=tuple((stage.label, Ledger.read(artifacts[stage.key].path)) for stage in measured),
         specs={stage.label: canonical(stage.spec) for stage in measured})
 
@@ -126,7 +127,7 @@ def _facts(cell: Plan, artifacts: Mapping[str, Artifact]) -> card.Facts:
 def _score(stage: Stage, results: Mapping[str, Any]) -> card.Score:
     spec = stage.spec
     assert isinstance(spec, EvaluateSpec)
-    entry = results["tasks"][spec.task]
+    entry = results[spec.task]
     p = entry["paired"]
     base, trained = (Estimate(a["value"], a["low"], a["high"])
                      for a in (entry["base"]["accuracy"], entry["trained"]["accuracy"]))

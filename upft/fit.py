@@ -83,7 +83,14 @@ class Fitted:
     layout: str
 
 
-def weights_dtype(settings: Settings, adapters: bool) -> torch.dtype:
+class Precise(Protocol):
+    """Settings that name the arithmetic."""
+
+    @property
+    def precision(self) -> Precision: ...
+
+
+def weights_dtype(settings: Precise, adapters: bool) -> torch.dtype:
     """The number format in which to load a model for `fit`: that of the weights while they are trained.
 
     With adapters the loaded weights are frozen; in bf16_mixed they may then be bf16 as they are computed with.
@@ -98,14 +105,15 @@ def weights_dtype(settings: Settings, adapters: bool) -> torch.dtype:
 def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settings, seed: int, compute: ComputeConfig,
         folder: Path, report: Callable[[Mapping[str, float | int]], None] | None = None,
         console: Console | None = None, world: World | None = None, checkpoints: Path | None = None,
-        resume: Checkpoint | None = None) -> Fitted:
+        resume: Checkpoint | None = None, preference: tuple[float, np.ndarray] | None = None) -> Fitted:
     """Train the parameters of `model` that require gradients, in place, on `rows`.
 
     The weights must have the format of `weights_dtype`. report: called after each step with step (from 1),
     loss, lr, grad_norm, rows, supervised_tokens, tokens, padding_tokens, shared_tokens, tokens_per_s and
     seconds. folder: where a breakdown leaves the ids of its questions. world: this process among those that
     train together (each calls this with the same arguments). checkpoints: a folder to keep them in, every
-    compute.checkpoint_every_s seconds. resume: one of them, to go on from. The same call on the same machine gives the same
+    compute.checkpoint_every_s seconds. resume: one of them, to go on from. preference: DPO on pairs instead of cross-entropy
+    on rows, see `batches.Steps`. The same call on the same machine gives the same
     weights, bit for bit on a CPU and interrupted or not; compute settings change them by rounding only.
     Raises TrainError (no rows, a number that is not finite, out of memory), ModelError (an architecture that
     cannot be taken apart), ConfigError (a device that is not there, a layout that cannot be).
@@ -126,7 +134,8 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
     lengths, supervised = _measure(rows)
     device = pick_device(compute.accelerator)
     limit = MICRO_BATCH_TOKENS[device] if compute.micro_batch_tokens is None else compute.micro_batch_tokens
-    steps = packing.steps_per_epoch(len(rows), settings.batch_size) * settings.epochs
+    units = len(rows) if preference is None else len(rows) // 2
+    steps = packing.steps_per_epoch(units, settings.batch_size) * settings.epochs
     if (alone := packing.oversized(lengths, limit)) and world.first:
         console.warn(f"{alone} of {len(rows)} rows are longer than compute.micro_batch_tokens={limit}"
                      f" (the longest has {int(lengths.max())} tokens): each goes through alone")
@@ -140,8 +149,8 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
         stack.enter_context(manners.training_mode(model, compute.gradient_checkpointing))
         pl.seed_everything((seed + world.rank) % 2**32, verbose=False)  # for dropout; the order of rows has its own
         parts = models.take_apart(model)
-        layout, tiled = _lay_out(model, parts, compute.layout, device, mixed, sharded,
-                                 world.rank % compute.devices, console if world.first else Console(quiet=True))
+        layout, tiled = lay_out(model, parts, compute.layout, device, mixed, sharded,
+                                world.rank % compute.devices, console if world.first else Console(quiet=True))
         if layout is Layout.packed:
             from upft import attention
 
@@ -174,7 +183,7 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
                 trainer.fit(module, train_dataloaders=Steps(
                     rows, lengths, supervised, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed,
                     reduction=settings.reduction, micro_batch_tokens=limit, layout=layout, share=compute.share_prompts,
-                    tiled=tiled, world=world, start=done))
+                    tiled=tiled, world=world, start=done, preference=preference))
         elif resume is not None:  # stopped behind its last step, while the model was being saved
             from upft import checkpoint
 
@@ -207,8 +216,8 @@ def _measure(rows: Sequence[Row] | RowTable) -> tuple[np.ndarray, np.ndarray]:
     return lengths, np.array([sum(x != UNSUPERVISED for x in r.labels[1:]) for r in rows], dtype=np.int64)
 
 
-def _lay_out(model: PreTrainedModel, parts: Parts, wanted: Layout, device: str, mixed: bool, sharded: bool,
-             local_rank: int, console: Console) -> tuple[Layout, bool]:
+def lay_out(model: PreTrainedModel, parts: Parts, wanted: Layout, device: str, mixed: bool, sharded: bool,
+            local_rank: int, console: Console) -> tuple[Layout, bool]:
     """(packed or padded, whether attention goes by tiles). Raises ConfigError when packed is asked for and cannot be."""
     import torch
 

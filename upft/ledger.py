@@ -11,11 +11,14 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+
+from upft.shapes import Shape
 
 FILE = "ledger.json"
 
@@ -33,9 +36,11 @@ class Ledger:
     reused_tokens: int = 0
     """Of these, tokens taken over from another sampling, which had paid for them."""
     discarded_tokens: int = 0
-    """Sampled tokens that no training row uses: cut off, left out, or of traces beyond the first."""
+    """Sampled tokens that no training row uses: cut off, left out, or of traces that were not chosen."""
+    scored_tokens: int = 0
+    """Tokens (prompt + completion) read to find the log-probability of a completion, by a reference model or a verifier."""
     supervised_tokens: int = 0
-    """Tokens trained on, over all epochs (the paper's "trained")."""
+    """Tokens trained on, over all epochs (the paper's "trained" counts each once)."""
     forward_tokens: int = 0
     """Real tokens (prompt + completion) that went through training's forward pass, over all epochs."""
     shared_tokens: int = 0
@@ -69,6 +74,35 @@ class Ledger:
             a, b = getattr(self, f.name), getattr(other, f.name)
             out[f.name] = max(a, b) if f.name.startswith("peak") else a + b
         return Ledger(**out)
+
+
+class Sampling:
+    """What a method would have sampled for itself, whatever sampling its traces were taken from.
+
+    prompt_tokens: each request's prompt. flops: each question's prompt read once; None where the model's size is not known.
+    """
+
+    def __init__(self, shape: Shape | None = None) -> None:
+        self.prompt_tokens = self.sampled_tokens = 0
+        self.flops: float | None = None if shape is None else 0.0
+        self._shape = shape
+
+    def add(self, prompt: int, completions: Sequence[int]) -> None:
+        """A question: tokens of its prompt, and of each completion."""
+        self.prompt_tokens += prompt * len(completions)
+        self.sampled_tokens += sum(completions)
+        if self._shape is not None and self.flops is not None:
+            read = -(len(completions) - 1) * forward_flops(self._shape, prompt)
+            self.flops += read + sum(forward_flops(self._shape, prompt + size) for size in completions)
+
+    def told(self) -> dict[str, float | None]:
+        """As JSON."""
+        return {"prompt_tokens": self.prompt_tokens, "sampled_tokens": self.sampled_tokens, "flops": self.flops}
+
+
+def forward_flops(shape: Shape, tokens: int) -> float:
+    """Operations to read or write `tokens` tokens from the first on (`model_flops`)."""
+    return model_flops(shape.parameters, shape.layers, shape.hidden, tokens, tokens / 2, backward=False)
 
 
 def model_flops(parameters: int, layers: int, hidden: int, tokens: int, mean_context: float, backward: bool) -> float:

@@ -36,6 +36,14 @@ def resolve(ref: ContentRef | HubRef) -> Path | HubRef:
     return Path(ref.path) if isinstance(ref, ContentRef) else ref
 
 
+def trained_as(source: Path | HubRef, trained: Path | None) -> tuple[Path | HubRef, Path | None]:
+    """(model, adapter) of a training's artifact: its weights, or `source` with an adapter that was not merged. `source` alone
+    where there is no training."""
+    if trained is None:
+        return source, None
+    return (trained / "model", None) if (trained / "model").is_dir() else (source, trained / "adapter")
+
+
 def load_tokenizer(source: Path | HubRef, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer with its chat template. Raises ModelError when either is missing or unreadable."""
     from transformers import AutoTokenizer

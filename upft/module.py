@@ -29,6 +29,7 @@ from upft.loss import weighted_cross_entropy
 from upft.models import Parts
 from upft.packed import Packed
 from upft.packing import Padded
+from upft.preference import PairTensors, pair_loss
 
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 NONFINITE = "nonfinite.json"
@@ -38,7 +39,8 @@ NONFINITE = "nonfinite.json"
 class MicroBatchTensors:
     """Rows for one forward pass; see `packing.Padded` and `packed.Packed` for the shapes.
 
-    weight: [n] fp64, of each supervised token. positions, rows: None where the rows are padded.
+    weight: [n] fp64, of each supervised token. positions, rows: None where the rows are padded. pairs: where the rows are
+    pairs of completions; weight then means nothing.
     """
 
     input_ids: torch.Tensor
@@ -48,6 +50,7 @@ class MicroBatchTensors:
     question_ids: list[str]
     positions: torch.Tensor | None = None
     rows: RowsTensors | None = None
+    pairs: PairTensors | None = None
 
     def to(self, device: torch.device) -> MicroBatchTensors:
         """The same on a device."""
@@ -56,7 +59,8 @@ class MicroBatchTensors:
         return MicroBatchTensors(
             ids, predictor, target, weight, self.question_ids,
             None if self.positions is None else self.positions.to(device, non_blocking=True),
-            None if self.rows is None else self.rows.to(device))
+            None if self.rows is None else self.rows.to(device),
+            None if self.pairs is None else self.pairs.to(device))
 
 
 @dataclass
@@ -80,28 +84,42 @@ class StepBatch:
         return replace(self, micro_batches=[m.to(device) for m in self.micro_batches])
 
 
+@dataclass(frozen=True)
+class Preference:
+    """DPO instead of cross-entropy: its beta, and the log-probability of each row of a micro-batch (in the order of the
+    micro-batches) under the reference model."""
+
+    beta: float
+    reference: Sequence[np.ndarray]
+
+
 def step_batch(micro_batches: Sequence[tuple[Padded | Packed, list[str]]], reduction: Reduction,
-               tiled: bool = True, totals: StepTotals | None = None) -> StepBatch:
+               tiled: bool = True, totals: StepTotals | None = None, preference: Preference | None = None) -> StepBatch:
     """Tensors of a step from its micro-batches and their question ids.
 
     sequence: a token weighs 1 / (supervised tokens of its row * rows of the step); token: 1 / (supervised
     tokens of the step). The weights of a step sum to 1, so no micro-batch is normalised by itself. tiled: see
     `attention.RowsTensors.of`. totals: rows and supervised tokens of the step where other ranks hold a part
-    of it; this rank's weights are then multiplied by the number of ranks, whose gradients are averaged.
+    of it; this rank's weights are then multiplied by the number of ranks, whose gradients are averaged. preference: rows
+    2n and 2n + 1 of each micro-batch are then a pair, and each pair weighs 1 / (pairs of the step).
     """
     rows = sum(len(p.lengths) for p, _ in micro_batches) if totals is None else totals.rows
     supervised = sum(len(p.target) for p, _ in micro_batches) if totals is None else totals.supervised
     ranks = 1 if totals is None else totals.ranks
     tensors = []
-    for given, question_ids in micro_batches:
+    for number, (given, question_ids) in enumerate(micro_batches):
         if reduction is Reduction.sequence:
             weight = ranks / (given.supervised[given.row] * float(rows))
         else:
             weight = np.full(len(given.target), ranks / supervised)
-        ids = torch.from_numpy(given.input_ids)
+        packed = given if isinstance(given, Packed) else None
+        pairs = None if preference is None else PairTensors(
+            torch.from_numpy(given.row), torch.from_numpy(preference.reference[number]),
+            torch.full((len(given.lengths) // 2,), 2 * ranks / rows, dtype=torch.float64), preference.beta)
         tensors.append(MicroBatchTensors(
-            ids, torch.from_numpy(given.predictor), torch.from_numpy(given.target), torch.from_numpy(weight), question_ids,
-            *((torch.from_numpy(given.positions), RowsTensors.of(given, tiled)) if isinstance(given, Packed) else ())))
+            torch.from_numpy(given.input_ids), torch.from_numpy(given.predictor), torch.from_numpy(given.target),
+            torch.from_numpy(weight), question_ids, None if packed is None else torch.from_numpy(packed.positions),
+            None if packed is None else RowsTensors.of(packed, tiled), pairs))
     tokens = sum(int(p.lengths.sum()) for p, _ in micro_batches)
     padding = sum(p.filler if isinstance(p, Packed) else p.input_ids.size - int(p.lengths.sum()) for p, _ in micro_batches)
     shared = sum(p.shared for p, _ in micro_batches if isinstance(p, Packed))
@@ -123,12 +141,12 @@ def idle_micro_batch() -> MicroBatchTensors:
     return MicroBatchTensors(torch.zeros(1, 2, dtype=torch.int64), one, one, torch.zeros(1, dtype=torch.float64), [])
 
 
-def weighted_loss(parts: Parts, batch: MicroBatchTensors, chunk_logits: int | None = None) -> torch.Tensor:
-    """Sum over supervised tokens of weight * cross-entropy: scalar, fp32 at least.
+def predicting(parts: Parts, batch: MicroBatchTensors) -> torch.Tensor:
+    """Hidden states of the positions that predict a supervised token: [n, hidden].
 
     Packed rows go through with their own attention. Padded ones are padded on the right and attention is
     causal, so no real token can see padding: no mask is needed (and without one the faster causal kernels
-    run). The head is applied to predicting positions only (`loss.weighted_cross_entropy`).
+    run).
     """
     if batch.rows is None:
         hidden = parts.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
@@ -136,7 +154,15 @@ def weighted_loss(parts: Parts, batch: MicroBatchTensors, chunk_logits: int | No
         assert batch.positions is not None
         hidden = parts.body(input_ids=batch.input_ids[None], position_ids=batch.positions[None], use_cache=False,
                             packed_rows=batch.rows).last_hidden_state
-    chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predictor)
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predictor)
+
+
+def weighted_loss(parts: Parts, batch: MicroBatchTensors, chunk_logits: int | None = None) -> torch.Tensor:
+    """Sum over supervised tokens of weight * cross-entropy, or over pairs of weight * DPO loss: scalar, fp32 at least. The
+    head is applied to predicting positions only (`loss.weighted_cross_entropy`)."""
+    chosen = predicting(parts, batch)
+    if batch.pairs is not None:
+        return pair_loss(parts, chosen, batch.target, batch.pairs)
     return weighted_cross_entropy(parts, chosen, batch.target, batch.weight, chunk_logits)
 
 
@@ -170,7 +196,7 @@ class Journey(Protocol):
 
 
 class PrefixModule(pl.LightningModule):
-    """Next-token cross-entropy on supervised tokens; warm-up, then a constant rate.
+    """Next-token cross-entropy on supervised tokens, or DPO on pairs of rows; warm-up, then a constant rate.
 
     optimizer: makes it, once the parameters are where they will be trained. lr: the peak. steps: of the whole
     run; done: those already behind. grad_clip: largest gradient norm, None = any. folder: where the question

@@ -84,6 +84,20 @@ def plan_steps(lengths: np.ndarray, batch_size: int, micro_batch_tokens: int, ep
             yield Step(cut(mine, lengths, micro_batch_tokens))
 
 
+def group_sizes(lengths: np.ndarray, group: int, layout: Layout) -> np.ndarray:
+    """Tokens of each `group` rows that follow one another and stay together: [rows / group]. Padded, each row is as long as
+    the longest."""
+    if group == 1:
+        return lengths
+    together = lengths.reshape(-1, group)
+    return together.max(axis=1) * group if layout is Layout.padded else together.sum(axis=1)
+
+
+def members(micro: MicroBatch, group: int) -> list[int]:
+    """The rows of a micro-batch that was planned on groups of `group` rows."""
+    return [group * one + place for one in micro.rows for place in range(group)]
+
+
 def deal(rows: np.ndarray, lengths: np.ndarray, hands: int) -> list[np.ndarray]:
     """Rows in `hands` parts of nearly equal tokens: the longest first, each to the part that has least."""
     if hands == 1:

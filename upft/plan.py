@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from upft import config as c
+from upft.choices import MethodName, Score
 from upft.errors import ConfigError, DataError, ModelError
+from upft.method import VerifierConfig
 from upft.store import Hasher, canonical, digest
 
-VERSIONS = {"sample": 2, "diagnose": 1, "build": 2, "train": 2, "evaluate": 2, "judge": 1, "report": 3}
+VERSIONS = {"sample": 3, "diagnose": 1, "grade": 1, "build": 3, "pair": 1, "reference": 1, "train": 2, "evaluate": 2,
+            "judge": 1, "verify": 1, "report": 3}
 """Raised by hand when a stage's code changes what it would write for the same spec."""
 
 
@@ -95,7 +98,8 @@ class SamplingSpec:
 class SampleSpec:
     """Draw the model's own solutions: prefixes for most questions, whole traces for a nested share.
 
-    max_tokens: of a prefix; null = what the diagnosis upstream suggests.
+    max_tokens: of a prefix (trace_max_tokens where all are whole traces); null = what the diagnosis upstream suggests.
+    trained: the training upstream whose model samples, by key; null = the model as published.
     """
 
     model: ModelSpec
@@ -107,6 +111,7 @@ class SampleSpec:
     trace_ratio: float
     trace_max_tokens: int
     logprobs: bool
+    trained: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,22 @@ class DiagnoseSpec:
 
 
 @dataclass(frozen=True)
-class BuildSpec:
-    """Turn samples into rows of ids with a supervised mask. prefix_len: null = what the diagnosis upstream suggests."""
+class GradeSpec:
+    """Which of the sampled whole traces end in the gold answer."""
 
-    method: c.MethodName
+    model: ModelSpec  # for its tokenizer
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """Turn samples into rows of ids with a supervised mask. prefix_len: null = what the diagnosis upstream suggests (of no
+    account where ratio = 1).
+
+    A question's rows are chosen from its first `traces` traces: the first `cap` of them (null = all), with `right` the
+    first different ones that the grades upstream call right.
+    """
+
+    method: MethodName
     model: ModelSpec  # for its tokenizer
     prompt: PromptSpec
     prefix_len: int | None
@@ -132,6 +149,31 @@ class BuildSpec:
     eos: bool
     keep_unfinished: bool
     max_length: int
+    traces: int = 1
+    cap: int | None = 1
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """Pairs of a right and a wrong whole trace of one question, from its first `traces` traces, at most `cap` a question
+    (null = as many as both sides have)."""
+
+    model: ModelSpec  # for its tokenizer
+    traces: int
+    cap: int | None
+    keep_unfinished: bool
+    max_length: int
+
+
+@dataclass(frozen=True)
+class ReferenceSpec:
+    """Log-probabilities of the pairs' traces under the model before training. precision: the arithmetic."""
+
+    model: ModelSpec
+    precision: c.Precision
+    frozen: bool
+    """Whether the weights are loaded as those under adapters are."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +189,8 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """Optimise the model on the rows."""
+    """Optimise the model on the rows: `model`, or what the training upstream has made of it. beta: DPO's, on pairs of rows
+    and their log-probabilities upstream; null = next-token cross-entropy."""
 
     model: ModelSpec
     epochs: int
@@ -163,6 +206,7 @@ class TrainSpec:
     precision: c.Precision
     lora: LoraSpec | None
     seed: int
+    beta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,20 +245,34 @@ class JudgeSpec:
 
 
 @dataclass(frozen=True)
+class VerifySpec:
+    """Choose one of the answers to each question by a verifier. precision: the arithmetic; frozen: see ReferenceSpec."""
+
+    model: ModelSpec
+    task: str
+    score: Score
+    precision: c.Precision
+    frozen: bool
+
+
+@dataclass(frozen=True)
 class ReportSpec:
     """Tell what the cell found."""
 
     title: str
     model: str
     data: str
-    method: c.MethodName
+    method: MethodName
     prefix_len: int | None
     ratio: float
     seed: int
     tasks: tuple[str, ...]
+    label: str | None = None
+    """The method's name as people write it."""
 
 
-Spec = SampleSpec | DiagnoseSpec | BuildSpec | TrainSpec | EvaluateSpec | JudgeSpec | ReportSpec
+Spec = (SampleSpec | DiagnoseSpec | GradeSpec | BuildSpec | PairSpec | ReferenceSpec | TrainSpec | EvaluateSpec | JudgeSpec
+        | VerifySpec | ReportSpec)
 
 
 @dataclass(frozen=True)
@@ -262,8 +320,8 @@ def relatives(spec: SampleSpec | EvaluateSpec) -> dict[str, Any]:
     """What the identities of two samplings (or evaluations, of the same training) must agree in for the one to hold samples
     of the other: a prompt's `index`-th completion follows from the model, the settings and the seed alone."""
     stage = "sample" if isinstance(spec, SampleSpec) else "evaluate"
-    return {"stage": stage, "version": VERSIONS[stage], "spec": {
-        name: canonical(getattr(spec, name)) for name in ("model", "prompt", "sampling")}}
+    names = ("model", "trained", "prompt", "sampling") if isinstance(spec, SampleSpec) else ("model", "prompt", "sampling")
+    return {"stage": stage, "version": VERSIONS[stage], "spec": {name: canonical(getattr(spec, name)) for name in names}}
 
 
 def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
@@ -272,90 +330,181 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
     Raises ModelError or DataError when a named local folder or file is not there. Hub sources are not
     touched: their pinned revision is their content.
     """
-    hasher = hasher or Hasher()
-    model = model_spec(config.model, hasher)
-    prompt = PromptSpec(config.model.system_prompt, config.model.user_template)
+    return _Cell(config, hasher or Hasher()).plan()
 
-    def sampling(label: str, limit: int | None, n: int, max_tokens: int | None, logprobs: bool,
-                 inputs: Mapping[str, Stage]) -> Stage:
+
+class _Cell:
+    """One experiment's stages in the making."""
+
+    def __init__(self, config: c.Config, hasher: Hasher) -> None:
+        self.config, self.hasher = config, hasher
+        self.model = model_spec(config.model, hasher)
+        self.prompt = PromptSpec(config.model.system_prompt, config.model.user_template)
+        self.lora = lora_spec(config.train.lora)
+        self.length = None if config.method.whole else config.prefix.fixed
+        self.made: dict[str, Stage] = {}
+        """Stages by the role they play in the report, in order."""
+
+    def plan(self) -> Plan:
+        """All of them, each after those it needs."""
+        config, tasks = self.config, tuple(self.config.eval.tasks)
+        method = config.method
+        pilot = self._pilot()
+        train: Stage | None = None
+        base: dict[str, Stage] = {}
+        for number in range(1, method.rounds + 1):
+            mark = "" if number == method.rounds else f":{number}"
+            train = self._round(mark, number, train, pilot)
+            if not base:  # next to the first sampling, so that one engine start serves both
+                base = {f"base:{task}": self._evaluate(task, None) for task in tasks}
+                self.made |= base
+        assert train is not None  # rounds is 1 or more
+        for task in tasks:
+            answers = self._evaluate(task, train)
+            self.made[f"{'generator' if method.verifies else 'trained'}:{task}"] = answers
+        if method.verifies:
+            self._verifier(method.verifier, train)
+        if config.judge is not None:
+            judged = {role: stage for role, stage in self.made.items() if role.partition(":")[0] in ("base", "trained")}
+            self.made |= judgements(config.judge, judged, self.hasher)
+        report = Stage("report", "report", ReportSpec(
+            title=f"{method.title} of {config.model.name} on {config.data.name}", model=config.model.name,
+            data=config.data.name, method=method.name, prefix_len=self.length,
+            ratio=1.0 if method.whole else config.prefix.ratio, seed=config.seed, tasks=tasks, label=method.title), self.made)
+        order: dict[str, Stage] = {}
+
+        def visit(stage: Stage) -> None:
+            for upstream in stage.inputs.values():
+                visit(upstream)
+            order.setdefault(stage.key, stage)
+
+        mark = "" if method.rounds == 1 else ":1"
+        for stage in (self.made[f"samples{mark}"], self.made[f"diagnosis{mark}"], *base.values(), report):
+            visit(stage)
+        return Plan(tuple(order.values()))
+
+    def _pilot(self) -> Stage | None:
+        """The diagnosis of a pilot sampling, where the prefix length must be known before the sampling proper."""
+        config = self.config
+        if config.method.whole or self.length is not None or self._finds_its_length:
+            return None
+        pilot = self._sampling(f"pilot {config.data.name}", config.diagnose.questions, config.diagnose.n,
+                               config.diagnose.longest, True, {})
+        self.made["pilot"] = pilot
+        return self._diagnosis(pilot, "pilot")
+
+    @property
+    def _ratio(self) -> float:
+        """Share of the questions that are sampled as whole traces."""
+        config = self.config
+        if config.method.samples_whole:
+            return 1.0
+        return config.prefix.ratio if config.sample.trace_ratio is None else config.sample.trace_ratio
+
+    @property
+    def _finds_its_length(self) -> bool:
+        """Whether the sampling needs no prefix length and is fit to find one: whole traces, several a question."""
+        return self._ratio == 1 and self.config.sample.n > 1
+
+    def _sampling(self, label: str, limit: int | None, n: int, max_tokens: int | None, logprobs: bool,
+                  inputs: Mapping[str, Stage]) -> Stage:
+        config, train = self.config, inputs.get("model")
         return Stage("sample", label, SampleSpec(
-            model=model,
-            prompt=prompt,
-            questions=questions_spec(config.data, "data", hasher, limit),
+            model=self.model,
+            prompt=self.prompt,
+            questions=questions_spec(config.data, "data", self.hasher, limit),
             sampling=SamplingSpec(
                 engine=resolve_engine(config.sample.engine, "sample.engine"), dtype=config.model.dtype,
                 temperature=config.sample.temperature, top_p=config.sample.top_p, top_k=config.sample.top_k,
                 seed=config.seed),
             n=n,
-            max_tokens=max_tokens,
-            trace_ratio=config.prefix.ratio if config.sample.trace_ratio is None else config.sample.trace_ratio,
+            max_tokens=config.sample.trace_max_tokens if self._ratio == 1 else max_tokens,
+            trace_ratio=self._ratio,
             trace_max_tokens=config.sample.trace_max_tokens,
             logprobs=logprobs,
+            trained=None if train is None else train.key,
         ), inputs)
 
-    def diagnosis(samples: Stage, longest: int) -> Stage:
-        return Stage("diagnose", "diagnose prefixes", DiagnoseSpec(model, longest, config.diagnose.agreement),
-                     {"samples": samples})
+    def _diagnosis(self, samples: Stage, of: str = "") -> Stage:
+        return Stage("diagnose", f"diagnose {of or 'prefixes'}", DiagnoseSpec(
+            self.model, self.config.diagnose.longest, self.config.diagnose.agreement), {"samples": samples})
 
-    length = config.prefix.fixed
-    first: tuple[Stage, ...]
-    if length is None:
-        pilot = sampling(f"pilot {config.data.name}", config.diagnose.questions, config.diagnose.n, config.diagnose.longest,
-                         True, {})
-        diagnose = diagnosis(pilot, config.diagnose.longest)
-        sample = sampling(f"sample {config.data.name}", None, config.sample.n, config.sample.max_tokens,
-                          config.sample.logprobs, {"diagnosis": diagnose})
-        first = (pilot, diagnose, sample)
-    else:
-        sample = sampling(f"sample {config.data.name}", None, config.sample.n,
-                          length if config.sample.max_tokens is None else config.sample.max_tokens, config.sample.logprobs, {})
-        diagnose = diagnosis(sample, config.diagnose.longest)
-        first = (sample, diagnose)
-    build = Stage("build", f"build rows t={config.prefix.len} p={config.prefix.ratio:g}", BuildSpec(
-        method=config.method.name, model=model, prompt=prompt, prefix_len=length,
-        unit=config.prefix.unit, ratio=config.prefix.ratio, suffix=config.prefix.suffix, eos=config.prefix.eos,
-        keep_unfinished=config.prefix.keep_unfinished, max_length=config.train.max_length,
-    ), {"samples": sample} if length is not None else {"samples": sample, "diagnosis": diagnose})
-    train = Stage("train", f"train {config.method.name.name}", TrainSpec(
-        model=model, epochs=config.train.epochs, lr=config.train.lr, beta1=config.train.beta1,
-        beta2=config.train.beta2, eps=config.train.eps, weight_decay=config.train.weight_decay,
-        warmup_ratio=config.train.warmup_ratio, batch_size=config.train.batch_size,
-        grad_clip=config.train.grad_clip, reduction=config.train.reduction, precision=config.train.precision,
-        lora=lora_spec(config.train.lora), seed=config.seed,
-    ), {"rows": build})
+    def _round(self, mark: str, number: int, before: Stage | None, diagnosis: Stage | None) -> Stage:
+        """Sample, choose, build, train: the training. mark: ends the round's roles, nothing in the last one. before: the
+        training of the round before."""
+        config, method, whole = self.config, self.config.method, self.config.method.whole
+        named = f", round {number}" if method.rounds > 1 else ""
+        wanted = self.length if config.sample.max_tokens is None else config.sample.max_tokens
+        upstream = {} if before is None else {"model": before}
+        if diagnosis is not None:
+            upstream["diagnosis"] = diagnosis
+        samples = self._sampling(f"sample {config.data.name}{named}", None, config.sample.n, wanted, config.sample.logprobs,
+                                 upstream)
+        found = diagnosis or self._diagnosis(samples)
+        self.made |= {f"samples{mark}": samples, f"diagnosis{mark}": found}
+        inputs = {"samples": samples}
+        if method.graded:
+            inputs["grades"] = self.made[f"grades{mark}"] = Stage(
+                "grade", f"grade traces{named}", GradeSpec(self.model), {"samples": samples})
+        if self.length is None and not whole:
+            inputs["diagnosis"] = found
+        neutral = BuildSpec(
+            method=MethodName.rft if method.name is MethodName.vstar else method.name,  # V-STaR's generator is RFT's model
+            model=self.model, prompt=self.prompt, prefix_len=None, unit=c.CutUnit.token, ratio=1.0,
+            suffix="", eos=True, keep_unfinished=config.prefix.keep_unfinished, max_length=config.train.max_length,
+            traces=method.n, cap=method.cap, right=method.graded)
+        build = Stage("build", f"build whole rows{named}" if whole else
+                      f"build rows t={config.prefix.len} p={config.prefix.ratio:g}{named}", neutral if whole else replace(
+            neutral, prefix_len=self.length, unit=config.prefix.unit, ratio=config.prefix.ratio,
+            suffix=config.prefix.suffix, eos=config.prefix.eos), inputs)
+        rows = {"rows": build} if before is None or method.restart else {"rows": build, "model": before}
+        train = Stage("train", f"train {neutral.method.name}{named}", self._training(), rows)
+        self.made |= {f"rows{mark}": build, f"train{mark}": train}
+        return train
 
-    def evaluate(task: str, trained: bool) -> Stage:
-        ask = config.eval.ask(task)
-        asked = config.eval.tasks[task]
+    def _training(self) -> TrainSpec:
+        t = self.config.train
+        return TrainSpec(
+            model=self.model, epochs=t.epochs, lr=t.lr, beta1=t.beta1, beta2=t.beta2, eps=t.eps, weight_decay=t.weight_decay,
+            warmup_ratio=t.warmup_ratio, batch_size=t.batch_size, grad_clip=t.grad_clip, reduction=t.reduction,
+            precision=t.precision, lora=self.lora, seed=self.config.seed)
+
+    def _verifier(self, verifier: VerifierConfig, generator: Stage) -> None:
+        """Train a verifier on pairs of the last round's sampling, and let it choose among the generator's answers."""
+        config, frozen = self.config, self.lora is not None
+        pairs = Stage("pair", "pair traces", PairSpec(
+            self.model, config.method.n, verifier.pairs, config.prefix.keep_unfinished, config.train.max_length),
+            {"samples": self.made["samples"], "grades": self.made["grades"]})
+        reference = Stage("reference", "reference", ReferenceSpec(self.model, config.train.precision, frozen), {"rows": pairs})
+        trained = Stage("train", "train verifier", replace(
+            self._training(), epochs=verifier.epochs, lr=verifier.lr, batch_size=verifier.batch_size,
+            reduction=c.Reduction.sequence, beta=verifier.beta), {"rows": pairs, "reference": reference})
+        self.made |= {"pairs": pairs, "reference": reference, "verifier": trained}
+        for task in config.eval.tasks:
+            answers = self._evaluate(task, generator, verifier.n, verifier.temperature)
+            self.made[f"candidates:{task}"] = answers
+            self.made[f"trained:{task}"] = Stage("verify", f"choose answers: {task}", VerifySpec(
+                self.model, task, verifier.score, config.train.precision, frozen), {"answers": answers, "verifier": trained})
+
+    def _evaluate(self, task: str, train: Stage | None, n: int | None = None, temperature: float | None = None) -> Stage:
+        """Ask the base model or a trained one; n, temperature: instead of the protocol's."""
+        config, asked, ask = self.config, self.config.eval.tasks[task], self.config.eval.ask(task)
+        own = config.model.temperature if ask.temperature is None else ask.temperature
+        count = ask.n if n is None else n
         spec = EvaluateSpec(
-            model=model, prompt=prompt, task=task, protocol=config.eval.protocol, wording=ask.prompt,
+            model=self.model, prompt=self.prompt, task=task, protocol=config.eval.protocol, wording=ask.prompt,
             kind=c.AnswerKind.choice if ask.options else asked.kind,
-            questions=questions_spec(asked, f"eval.tasks.{task}", hasher, config.eval.limit,
+            questions=questions_spec(asked, f"eval.tasks.{task}", self.hasher, config.eval.limit,
                                      tuple(asked.wrong_fields) if ask.options else ()),
             sampling=SamplingSpec(
                 engine=resolve_engine(config.eval.engine, "eval.engine"), dtype=config.model.dtype,
-                temperature=config.model.temperature if ask.temperature is None else ask.temperature,
+                temperature=own if temperature is None else temperature,
                 top_p=config.eval.top_p, top_k=config.eval.top_k, seed=config.seed),
-            n=ask.n, max_tokens=config.eval.max_tokens,
+            n=count, max_tokens=config.eval.max_tokens,
             context=config.model.paper_context if config.eval.protocol is c.Protocol.paper else None)
-        return Stage("evaluate", f"evaluate {who(trained)}: {task}", spec, {"model": train} if trained else {})
-
-    def who(trained: bool) -> str:
-        return config.method.name.name if trained else "base"
-
-    evaluations = {f"{side}:{task}": evaluate(task, trained) for side, trained in (("base", False), ("trained", True))
-                   for task in config.eval.tasks}
-    judged = {} if config.judge is None else judgements(config.judge, evaluations, hasher)
-    report = Stage("report", "report", ReportSpec(
-        title=f"{config.method.name.name} of {config.model.name} on {config.data.name}", model=config.model.name,
-        data=config.data.name, method=config.method.name, prefix_len=length, ratio=config.prefix.ratio,
-        seed=config.seed, tasks=tuple(config.eval.tasks),
-    ), {**({"pilot": first[0]} if length is None else {}),
-        "samples": sample, "diagnosis": diagnose, "rows": build, "train": train, **evaluations, **judged})
-    base = [stage for role, stage in evaluations.items() if role.startswith("base:")]
-    after = [stage for role, stage in evaluations.items() if role.startswith("trained:")]
-    # Base evaluations stand next to the sampling so that one engine start serves both.
-    return Plan((*first, *base, build, train, *after, *judged.values(), report))
+        who = "base" if train is None else train.label.removeprefix("train ").partition(",")[0]
+        many = f" x{count}" if config.method.verifies and train is not None else ""
+        return Stage("evaluate", f"evaluate {who}: {task}{many}", spec, {} if train is None else {"model": train})
 
 
 def judgements(judge: c.JudgeConfig, evaluations: Mapping[str, Stage], hasher: Hasher) -> dict[str, Stage]:
@@ -440,9 +589,51 @@ def resolve_engine(engine: c.Engine, key: str) -> c.Engine:
 
 
 def distinct(plans: Iterable[Plan]) -> list[Stage]:
-    """The stages of several cells, equal ones once, each after those it needs."""
-    seen: dict[tuple[str, str], Stage] = {}
+    """The stages of several cells, equal ones once, each after those it needs; a sampling that holds another's samples comes
+    before it (`covered`)."""
+    seen: dict[str, Stage] = {}
     for one in plans:
         for stage in one.stages:
-            seen.setdefault((stage.name, stage.key), stage)
-    return list(seen.values())
+            seen.setdefault(stage.key, stage)
+    held = covered(seen.values())
+    order: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        for upstream in (*stage.inputs.values(), *([held[stage.key]] if stage.key in held else [])):
+            visit(upstream)
+        order.setdefault(stage.key, seen.get(stage.key, stage))
+
+    for stage in seen.values():
+        visit(stage)
+    return list(order.values())
+
+
+def covered(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """Samplings (by key) all of whose samples one other sampling of the same set holds, and that one.
+
+    Run after it, they draw nothing: a cell's own sampling then only says what its method would have cost alone. Where
+    several hold them it is the one that is held by none.
+    """
+    samplings = [(stage, stage.spec) for stage in stages if isinstance(stage.spec, SampleSpec)]
+    held: dict[str, Stage] = {}
+    for small, spec in samplings:
+        for large, other in samplings:
+            if large is not small and holds(other, spec) and not (holds(spec, other) and small.key < large.key):
+                known = held.get(small.key)
+                if known is None or (isinstance(known.spec, SampleSpec) and holds(other, known.spec)):
+                    held[small.key] = large
+    return held
+
+
+def holds(large: SampleSpec, small: SampleSpec) -> bool:
+    """Whether every sample of `small` is one of `large`, or the beginning of one."""
+    if relatives(large) != relatives(small) or replace(large.questions, limit=None) != replace(small.questions, limit=None):
+        return False
+    limit, wanted = large.questions.limit, small.questions.limit
+    enough = limit is None or (wanted is not None and wanted <= limit)
+    # A question that only `large` samples whole gives prefixes too; one that neither does must have prefixes as long.
+    prefixes = large.trace_ratio == 1 or small.trace_ratio == 1 or (
+        large.max_tokens is not None and small.max_tokens is not None and large.max_tokens >= small.max_tokens)
+    longest = small.trace_max_tokens if small.max_tokens is None else max(small.max_tokens, small.trace_max_tokens)
+    return (enough and prefixes and large.n >= small.n and large.trace_ratio >= small.trace_ratio
+            and large.trace_max_tokens >= longest and (large.logprobs or not small.logprobs))

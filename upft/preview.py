@@ -18,7 +18,7 @@ from upft.choices import CutUnit
 from upft.config import Config
 from upft.console import Console
 from upft.ledger import model_flops
-from upft.plan import BuildSpec, DiagnoseSpec, EvaluateSpec, Plan, SampleSpec, Stage, TrainSpec
+from upft.plan import BuildSpec, DiagnoseSpec, EvaluateSpec, PairSpec, Plan, SampleSpec, Stage, TrainSpec
 from upft.prompts import Prompter
 from upft.stages import build as build_stage
 from upft.store import Store
@@ -73,7 +73,7 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
             bound = _longest(cell) if spec.max_tokens is None else spec.max_tokens
             new = spec.n * (prefixes * bound + traces * spec.trace_max_tokens)
             named = "t=auto" if spec.max_tokens is None else str(bound)
-            what = f"{prefixes:,} prefixes of {named}, {traces:,} whole traces, n={spec.n}"
+            what = (f"{prefixes:,} prefixes of {named}, " if prefixes else "") + f"{traces:,} whole traces, n={spec.n}"
         else:
             new = spec.n * len(questions.rows) * spec.max_tokens
             what = f"{len(questions.rows):,} questions, {spec.protocol.name} protocol, n={spec.n}"
@@ -81,11 +81,14 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
             what += f" ({questions.duplicates} duplicates left out)"
         return Estimate(what, prompt_tokens, new, _flops(source, prompt_tokens + new, len(questions.rows) * spec.n, False))
     if isinstance(spec, TrainSpec):
-        build = cell.named("build")[0].spec
-        sample = sampling(cell).spec
-        assert isinstance(build, BuildSpec)
+        rows_from = stage.inputs["rows"]
+        build, sample = rows_from.spec, rows_from.inputs["samples"].spec
         assert isinstance(sample, SampleSpec)
-        length = _longest(cell) if build.prefix_len is None else build.prefix_len
+        if isinstance(build, PairSpec):
+            return Estimate("as many pairs as the traces give")
+        assert isinstance(build, BuildSpec)
+        length = _longest(cell) if build.prefix_len is None and build.ratio < 1 else build.prefix_len or 0
+        most = min(build.traces, build.traces if build.cap is None else build.cap)
         source = models.resolve(spec.model.source)
         questions = datasets.load(sample.questions)
         prompter = Prompter(models.load_tokenizer(source, spec.model.trust_remote_code), build.prompt)
@@ -94,16 +97,18 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
             trace = prefix.carries_trace(q.id, build.ratio)
             prompts += len(prompter.ids(q.text, "" if trace else build.suffix))
             supervised += sample.trace_max_tokens if trace else length + build.eos
-        steps = math.ceil(len(questions.rows) / spec.batch_size) * spec.epochs
+        count, prompts, supervised = len(questions.rows) * most, prompts * most, supervised * most
+        steps = math.ceil(count / spec.batch_size) * spec.epochs
         tokens = (prompts + supervised) * spec.epochs
-        return Estimate(f"{len(questions.rows):,} rows, {steps:,} steps", prompts * spec.epochs, supervised * spec.epochs,
-                        _flops(source, tokens, len(questions.rows) * spec.epochs, True))
+        most_of_them = "at most " if build.right else ""
+        return Estimate(f"{most_of_them}{count:,} rows, {steps:,} steps", prompts * spec.epochs, supervised * spec.epochs,
+                        _flops(source, tokens, count * spec.epochs, True))
     return Estimate("")
 
 
 def sampling(cell: Plan) -> Stage:
     """The stage whose samples become rows (a pilot's do not)."""
-    return cell.named("build")[0].inputs["samples"]
+    return cell.report.inputs["rows"].inputs["samples"]
 
 
 def _longest(cell: Plan) -> int:
@@ -114,9 +119,9 @@ def _longest(cell: Plan) -> int:
 
 
 def _length(spec: BuildSpec, cell: Plan, store: Store) -> int | None:
-    """The prefix length; None where a diagnosis that is not there yet will find it."""
-    if spec.prefix_len is not None:
-        return spec.prefix_len
+    """The prefix length (0 where there are no prefixes); None where a diagnosis that is not there yet will find it."""
+    if spec.prefix_len is not None or spec.ratio == 1:
+        return spec.prefix_len or 0
     stage = cell.named("diagnose")[0]
     found = store.find(stage.name, stage.key)
     return None if found is None else diagnosis.suggested_length(found.path)
@@ -131,7 +136,8 @@ def _flops(source: Any, tokens: int, sequences: int, backward: bool) -> float:
 
 def rows(cell: Plan, store: Store) -> list[dict[str, Any]]:
     """The first row of each kind: built ones where the samples are there, else with gaps for what is unsampled."""
-    sample, build = sampling(cell), cell.named("build")[0]
+    build = cell.named("build")[0]  # of the first round
+    sample = build.inputs["samples"]
     built = store.find(build.name, build.key)
     if built is not None:
         return list(built.json("rows.json")["examples"])
@@ -142,8 +148,10 @@ def rows(cell: Plan, store: Store) -> list[dict[str, Any]]:
     prompter = Prompter(tokenizer, spec.prompt)
     sampled, length = store.find(sample.name, sample.key), _length(spec, cell, store)
     kinds = 1 if spec.ratio in (0, 1) else 2
-    if sampled is not None and length is not None:
-        made = build_stage.build(spec, length, sampled.path, prompter, build_stage.Tally())
+    grades = store.find("grade", build.inputs["grades"].key) if spec.right else None
+    if sampled is not None and length is not None and (grades is not None or not spec.right):
+        made = build_stage.build(spec, length, sampled.path, prompter, build_stage.Tally(),
+                                 None if grades is None else grades.path)
         return [build_stage.example(row, tokenizer) for row in build_stage.firsts(made, kinds)]
     shown = f"t=auto (<= {_longest(cell)})" if length is None else str(length)
     gap = [GAP] * (_longest(cell) if length is None else length)
@@ -156,7 +164,8 @@ def rows(cell: Plan, store: Store) -> list[dict[str, Any]]:
         segments: list[list[Any]] = [[tokenizer.decode(prompt, skip_special_tokens=False), False]]
         ids, labels = list(prompt), [prefix.UNSUPERVISED] * len(prompt)
         if kind == "trace":
-            segments.append([f"‹up to {sample.spec.trace_max_tokens} sampled tokens, with the stop token›", True])
+            right = " of a right trace" if spec.right else ""
+            segments.append([f"‹up to {sample.spec.trace_max_tokens} sampled tokens{right}, with the stop token›", True])
         else:
             cut = "sampled tokens" if spec.unit is CutUnit.token else "words, or tokens if these are fewer"
             segments.append([f"‹{shown} {cut}›", True])

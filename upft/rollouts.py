@@ -17,7 +17,7 @@ import numpy as np
 
 from upft.console import Console
 from upft.errors import EngineError
-from upft.ledger import Ledger, model_flops
+from upft.ledger import Ledger, forward_flops
 from upft.sample_log import SampleLog
 from upft.sampler import Completion, Engine, Request, Sampling, request_seed
 from upft.shapes import Shape
@@ -313,9 +313,5 @@ def price(ledger: Ledger, asked: Asked, drawn: Iterable[Rollout], shape: Shape |
         ledger.cached_tokens += rollout.cached
         ledger.sampled_tokens += sampled
         if shape is not None:
-            ledger.flops += _flops(shape, prompt + sampled) - _flops(shape, rollout.cached)
+            ledger.flops += forward_flops(shape, prompt + sampled) - forward_flops(shape, rollout.cached)
         yield rollout
-
-
-def _flops(shape: Shape, tokens: int) -> float:
-    return model_flops(shape.parameters, shape.layers, shape.hidden, tokens, tokens / 2, backward=False)

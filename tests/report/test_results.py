@@ -102,7 +102,7 @@ def test_the_length_that_was_used_is_told_and_a_pilot_belongs_to_the_cost(tmp_pa
     assert told["totals"]["making"]["seconds"] == 80.5
     tokens = told["tokens"]
     assert (tokens["sampled"], tokens["sampled_with_prompts"], tokens["discarded"]) == (1870, 11570, 490)
-    assert "(suggested by a pilot sampling)" in (tmp_path / "out" / "report.html").read_text()
+    assert "(suggested by the diagnosis)" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_headline_says_it_in_words(cell: dict[str, Any]) -> None:

@@ -105,8 +105,10 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a report tells. samples, diagnosis, rows, train: the stages' summaries; metrics: a dict a training
-    step; tasks: name -> (base, trained)."""
+    """Everything a report tells. samples, diagnosis, grades, rows, train, pairs, verifier: the stages' summaries, those of the
+    last round (empty where there is no such stage); earlier: rows.json of the rounds before; metrics: a dict a training step;
+    tasks: name -> (base, trained); generator: likewise, where what is trained only answers and a verifier chooses; chosen:
+    task -> scores.json of that choice."""
 
     spec: ReportSpec
     stages: tuple[StageRecord, ...]
@@ -118,8 +120,14 @@ class Evidence:
     tasks: Mapping[str, tuple[Answers, Answers]]
     asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Task -> scores.json of the base model: the protocol and how it was asked."""
+    grades: Mapping[str, Any] = field(default_factory=dict)
+    pairs: Mapping[str, Any] = field(default_factory=dict)
+    verifier: Mapping[str, Any] = field(default_factory=dict)
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    generator: Mapping[str, tuple[Answers, Answers]] = field(default_factory=dict)
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
         """The method's name as people write it."""
-        return self.spec.method.name.upper()
+        return self.spec.label or self.spec.method.name.upper()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upft.report import wording
+from upft.report import methods, wording
 from upft.report.evidence import Answer, Answers, Evidence, StageRecord
 from upft.report.figures import Drawn
 
@@ -50,7 +50,7 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
                   for task, entry in results["tasks"].items()}, unbroken=unbroken,
         rows=evidence.rows.get("examples", []),
         pairs={task: differing(base, trained) for task, (base, trained) in evidence.tasks.items()},
-        facts=_facts(results["training"]),
+        facts=_facts(results["training"]), comparison=methods.columns(methods.table([results])),
         beginnings=lengths(results["diagnosis"]) if results["diagnosis"] else [],
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
         made=[_made(record) for record in evidence.stages], versions=_versions(evidence.stages), shorten=shorten,
@@ -103,8 +103,10 @@ def _facts(t: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("questions sampled", _count(t["questions"])),
         ("duplicate questions dropped", _count(t["duplicates"]) if t["duplicates"] else None),
         ("questions too long for the model", _count(t["too_long"]) if t["too_long"] else None),
-        ("prefix rows", _count(t["prefix_rows"])),
+        ("traces graded", None if t["graded"] is None else _graded(t["graded"])),
+        ("prefix rows", _count(t["prefix_rows"] or None)),
         ("whole-trace rows", _count(t["trace_rows"])),
+        ("right traces seen before", _count(t["repeated"]) if t["repeated"] else None),
         ("rows left out", "; ".join(left_out) or None),
         ("mean trained length", _tokens(t["mean_trained_length"])),
         ("mean prompt length", _tokens(t["mean_prompt_length"])),
@@ -115,6 +117,11 @@ def _facts(t: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("loss, first and last step", f"{t['first_loss']:.3f} → {t['last_loss']:.3f}" if t["first_loss"] is not None else None),
     ]
     return [(name, value) for name, value in facts if value is not None]
+
+
+def _graded(told: Mapping[str, Any]) -> str:
+    share = told["right"] / told["traces"] if told["traces"] else None
+    return f"{wording.count(told['traces'])}, {wording.percent(share)} right"
 
 
 def lengths(diagnosis: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ from upft import statistics
 from upft.answers import GAVE_UP
 from upft.errors import DataError
 from upft.ledger import Ledger
-from upft.report import wording
+from upft.report import methods, wording
 from upft.report.evidence import Answers, Evidence, StageRecord
 
-MAKING = ("pilot", "samples", "diagnosis", "rows", "train")
-"""Roles of the stages that make the trained model; the others measure."""
+MAKING = ("pilot", "samples", "diagnosis", "grades", "rows", "train", "pairs", "reference", "verifier")
+"""Roles of the stages that make the trained model (of an earlier round: with its number); the others measure."""
 ASKED = ("kind", "n", "temperature", "top_p", "top_k", "max_tokens", "protocol_context", "engine")
 """How a task was asked, of its scores.json."""
 UNDECIDED = "other"
@@ -30,23 +30,31 @@ def results(evidence: Evidence) -> dict[str, Any]:
     tasks = {task: _task(task, base, trained, spec.seed, evidence.asked.get(task, {}))
              for task, (base, trained) in evidence.tasks.items()}
     ledgers = {record.role: record.ledger for record in evidence.stages}
-    making = total([ledgers[role] for role in MAKING if role in ledgers])
+    making = total([one for role, one in ledgers.items() if _makes(role)])
     return {
         "title": spec.title, "model": spec.model, "data": spec.data, "method": evidence.method,
         "prefix_len": evidence.rows.get("prefix_len", spec.prefix_len),
         "prefix_len_from": evidence.rows.get("prefix_len_from"), "ratio": spec.ratio, "seed": spec.seed,
         "headline": [" ".join(wording.finding(task, entry, evidence.method)) for task, entry in tasks.items()],
         "tasks": tasks, "mean": _mean(evidence, tasks) if len(tasks) > 1 else None,
+        "generator": {task: _task(task, base, trained, spec.seed, evidence.asked.get(task, {}))
+                      for task, (base, trained) in evidence.generator.items()},
         "diagnosis": dict(evidence.diagnosis) or None,
         "training": _training(evidence),
         "tokens": _tokens(evidence, ledgers),
+        "choosing": _choosing(evidence),
+        "comparison": methods.costs(evidence),
         "stages": [_stage(record) for record in evidence.stages],
         "totals": {
             "making": dataclasses.asdict(making),
-            "evaluating": dataclasses.asdict(total([one for role, one in ledgers.items() if role not in MAKING])),
+            "evaluating": dataclasses.asdict(total([one for role, one in ledgers.items() if not _makes(role)])),
             "all": dataclasses.asdict(total(list(ledgers.values()))),
         },
     }
+
+
+def _makes(role: str) -> bool:
+    return role.partition(":")[0] in MAKING
 
 
 def total(ledgers: Sequence[Ledger]) -> Ledger:
@@ -158,6 +166,8 @@ def _training(evidence: Evidence) -> dict[str, Any]:
         "prefix_requests": samples.get("prefix_requests"), "trace_requests": samples.get("trace_requests"),
         "prefix_rows": rows.get("prefix_rows"), "trace_rows": rows.get("trace_rows"),
         "left_out": dict(rows.get("left_out", {})),
+        "graded": dict(evidence.grades) or None, "repeated": rows.get("repeated"),
+        "rounds": len(evidence.earlier) + 1,
         "mean_trained_length": length, "mean_prompt_length": rows.get("mean_prompt"),
         "steps": train.get("steps", len(losses) or None), "epochs": train.get("epochs"), "lr": train.get("lr"),
         "parameters": train.get("parameters"),
@@ -167,19 +177,36 @@ def _training(evidence: Evidence) -> dict[str, Any]:
 
 
 def _tokens(evidence: Evidence, ledgers: Mapping[str, Ledger]) -> dict[str, int]:
-    """The paper's count has response tokens only; the honest one adds the prompts they came with. A pilot's tokens that
-    the main sampling took over count once. discarded: of the sampled ones, those in no row."""
-    pilot, sample, rows, train = (ledgers.get(role, Ledger()) for role in ("pilot", "samples", "rows", "train"))
+    """The paper's count has response tokens only; the honest one adds the prompts they came with. Of a sampling that holds
+    more than the method uses (other methods share it) only what the method would have sampled alone counts. A pilot's tokens
+    that the main sampling took over count once. discarded: of the sampled ones, those in no row. trained: over all epochs,
+    generator, verifier and every round."""
+    pilot, sample = ledgers.get("pilot", Ledger()), ledgers.get("samples", Ledger())
     more = pilot.sampled_tokens - min(pilot.sampled_tokens, sample.reused_tokens)
-    sampled = sample.sampled_tokens + more
+    rounds = [*evidence.earlier, evidence.rows]
+    all_of_it = {"sampled_tokens": sample.sampled_tokens, "prompt_tokens": sample.prompt_tokens}
+    alone = [one.get("alone", all_of_it) for one in rounds]
+    sampled = more + sum(int(one["sampled_tokens"]) for one in alone)
+    used = sum(int(one["used_tokens"]) if "used_tokens" in one else
+               sample.sampled_tokens - ledgers.get("rows", Ledger()).discarded_tokens for one in rounds)
+    trained = total([one for role, one in ledgers.items() if role.partition(":")[0] in ("train", "verifier")])
     return {
-        "sampled": sampled, "sampled_with_prompts": sampled + sample.prompt_tokens + pilot.prompt_tokens,
-        "discarded": rows.discarded_tokens + more,
-        "trained": train.supervised_tokens, "trained_with_prompts": train.forward_tokens,
-        "trained_padding": train.padding_tokens,
+        "sampled": sampled,
+        "sampled_with_prompts": sampled + sum(int(one["prompt_tokens"]) for one in alone) + pilot.prompt_tokens,
+        "discarded": sampled - used,
+        "trained": trained.supervised_tokens, "trained_with_prompts": trained.forward_tokens,
+        "trained_padding": trained.padding_tokens,
     }
 
 
+def _choosing(evidence: Evidence) -> dict[str, Any] | None:
+    """What a verifier was trained on and how it chose; None where there is none."""
+    if not evidence.verifier:
+        return None
+    return {"pairs": dict(evidence.pairs), "training": dict(evidence.verifier),
+            "tasks": {task: dict(scores) for task, scores in evidence.chosen.items()}}
+
+
 def _stage(record: StageRecord) -> dict[str, Any]:
-    return {"role": record.role, "label": record.label, "key": record.key, "making": record.role in MAKING,
+    return {"role": record.role, "label": record.label, "key": record.key, "making": _makes(record.role),
             "ledger": dataclasses.asdict(record.ledger)}

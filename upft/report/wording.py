@@ -18,6 +18,11 @@ def percent(share: float | None) -> str:
     return NONE if share is None else f"{100 * share:.1f}%"
 
 
+def points(share: float) -> str:
+    """0.5512 -> 55.1."""
+    return f"{100 * share:.1f}"
+
+
 def signed(share: float) -> str:
     """0.051 -> +5.1, with a true minus sign; nothing but zero reads as zero."""
     text = f"{100 * share:+.1f}"

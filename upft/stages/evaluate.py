@@ -15,7 +15,7 @@ from typing import Any
 
 from upft import answers, asking, evaluation, grading, ledger, models, rollouts, shapes
 from upft.graders import Graders
-from upft.plan import EvaluateSpec, Generated, HubRef
+from upft.plan import EvaluateSpec, Generated
 from upft.prompts import Prompter
 from upft.sample_log import SampleLog
 from upft.sampler import Engine, Sampling, resolve_sampling
@@ -31,7 +31,7 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
     asked_for, questions = evaluation.items(spec)
     if questions.duplicates:
         host.console.warn(f"{questions.name}: {questions.duplicates} duplicate questions, each asked once")
-    source, adapter = _opened(spec, inputs.get("model"))
+    source, adapter = models.trained_as(models.resolve(spec.model.source), inputs.get("model"))
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     sampling = resolve_sampling(spec.sampling, source, tokenizer)
     evaluation.check_sampling(spec, sampling)
@@ -122,15 +122,6 @@ def _about(spec: EvaluateSpec, sampling: Sampling, engine: Engine) -> dict[str, 
         "stop_ids": sorted(sampling.stop_ids), "max_tokens": spec.max_tokens, "protocol_context": spec.context,
         "engine": engine.name, "per_request_seed": engine.per_request_seed, "context": engine.context,
     }
-
-
-def _opened(spec: EvaluateSpec, trained: Path | None) -> tuple[Path | HubRef, Path | None]:
-    """(model, adapter) to ask: the base, the trained weights, or the base with an adapter that was not merged."""
-    if trained is None:
-        return models.resolve(spec.model.source), None
-    if (trained / "model").is_dir():
-        return trained / "model", None
-    return models.resolve(spec.model.source), trained / "adapter"
 
 
 def _style(text: str) -> str | None:

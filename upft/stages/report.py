@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from upft import answers, diagnosis, ledger
+from upft.choices import MethodName
 from upft.errors import DataError
 from upft.plan import ReportSpec
 from upft.report import figures, page, results
 from upft.report.evidence import Answer, Answers, Evidence, StageRecord
 from upft.stages import Host
 
-LABELS = {"samples": "sample", "diagnosis": "diagnose prefixes", "rows": "build rows", "train": "train"}
+LABELS = {"pilot": "sample the pilot", "samples": "sample", "diagnosis": "diagnose prefixes", "grades": "grade traces",
+          "rows": "build rows", "train": "train", "pairs": "pair traces", "reference": "score pairs by the base model",
+          "verifier": "train the verifier"}
+MEASURED = {"base": "evaluate base on {}", "generator": "evaluate {} on {}", "candidates": "evaluate {} on {}, to choose from",
+            "trained": "evaluate {} on {}", "judged": "judge {} on {}"}
 
 
 def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -41,28 +46,57 @@ def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
 
 def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
     """The evidence in the artifacts upstream. A summary that is not there is an empty one."""
-    method = spec.method.name.upper()
-    pilot = {"pilot": "sample the pilot"} if "pilot" in inputs else {}
-    sides = {"base": "base", "trained": method}
-    labels = {**pilot, **LABELS,
-              **{f"{side}:{t}": f"evaluate {name} on {t}" for side, name in sides.items() for t in spec.tasks},
-              **{f"judged:{side}:{t}": f"judge {name} on {t}" for side, name in sides.items() for t in spec.tasks
-                 if f"judged:{side}:{t}" in inputs}}
     stages = tuple(
-        StageRecord(role, label, inputs[role].name, ledger.Ledger.read(inputs[role]), _json(inputs[role] / "spec.json"),
-                    _json(inputs[role] / "provenance.json"))
-        for role, label in labels.items())
+        StageRecord(role, label(spec, role), folder.name, ledger.Ledger.read(folder), _json(folder / "spec.json"),
+                    _json(folder / "provenance.json"))
+        for role, folder in sorted(inputs.items(), key=lambda item: _place(item[0])))
+
+    def summary(role: str, file: str) -> dict[str, Any]:
+        return _json(inputs[role] / file) if role in inputs else {}
+
+    def both(role: str) -> dict[str, tuple[Answers, Answers]]:
+        return {task: (_answers(last(inputs, "base", task)), _answers(last(inputs, role, task))) for task in spec.tasks
+                if f"{role}:{task}" in inputs}
+
+    rounds = sorted(int(role.partition(":")[2]) for role in inputs if role.startswith("rows:"))
     return Evidence(
         spec, stages, samples=_json(inputs["samples"] / "samples.json"),
         diagnosis=_json(inputs["diagnosis"] / diagnosis.FILE), rows=_json(inputs["rows"] / "rows.json"),
         train=_json(inputs["train"] / "train.json"), metrics=tuple(_lines(inputs["train"] / "metrics.jsonl")),
-        tasks={task: (_answers(last(inputs, "base", task)), _answers(last(inputs, "trained", task))) for task in spec.tasks},
+        tasks=both("trained"), grades=summary("grades", "grades.json"), pairs=summary("pairs", "pairs.json"),
+        verifier=summary("verifier", "train.json"), generator=both("generator"),
+        earlier=tuple(summary(f"rows:{number}", "rows.json") for number in rounds),
+        chosen={task: summary(f"trained:{task}", "scores.json") for task in spec.tasks if f"generator:{task}" in inputs},
         asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks})
 
 
 def last(inputs: Mapping[str, Path], side: str, task: str) -> Path:
     """The artifact whose answers count: the judge's where one has looked."""
     return inputs.get(f"judged:{side}:{task}", inputs[f"{side}:{task}"])
+
+
+def label(spec: ReportSpec, role: str) -> str:
+    """What a stage is called in the report, from the role it plays for it."""
+    kind, _, of = role.partition(":")
+    if kind in LABELS:
+        return f"{LABELS[kind]}, round {of}" if of else LABELS[kind]
+    method = spec.label or spec.method.name.upper()
+    if kind == "judged":
+        side, _, task = of.partition(":")
+        return MEASURED[kind].format("base" if side == "base" else method, task)
+    if kind == "trained" and spec.method is MethodName.vstar:
+        return f"choose answers on {of}"
+    if kind in ("generator", "candidates"):
+        method = "its generator"
+    return MEASURED[kind].format(*([of] if kind == "base" else [method, of]))
+
+
+def _place(role: str) -> tuple[int, int, int]:
+    """Rounds in order, each one's stages in theirs; what measures comes last."""
+    kind, _, of = role.partition(":")
+    if kind in LABELS:
+        return 0, 0 if kind == "pilot" else int(of) if of else 10**6, list(LABELS).index(kind)
+    return 1, list(MEASURED).index(kind), 0
 
 
 def _answers(folder: Path) -> Answers:

@@ -34,7 +34,7 @@ FILE = "samples.json"
 def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Sample `spec.n` completions of every question that fits the model's context."""
     longest = spec.max_tokens if spec.max_tokens is not None else diagnosis.suggested_length(inputs["diagnosis"])
-    source = models.resolve(spec.model.source)
+    source, adapter = models.trained_as(models.resolve(spec.model.source), inputs.get("model"))
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     cost, rescue, found = ledger.Ledger(), rollouts.Rescue(), Found()
     with ledger.Meter() as meter:
@@ -42,7 +42,7 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         asked_for = _Questions.written(spec, out / "questions.jsonl", Prompter(tokenizer, spec.prompt))
         related = host.relatives(spec, inputs)
         engine = host.engines.later(told(related, FILE), spec.sampling.engine, source, spec.sampling.dtype,
-                                    spec.model.trust_remote_code)
+                                    spec.model.trust_remote_code, adapter)
         too_long = asked_for.fit(engine.context, longest, spec.trace_max_tokens)
         said(host, asked_for, too_long, engine.context)
         sampling = resolve_sampling(spec.sampling, source, tokenizer, spec.logprobs)

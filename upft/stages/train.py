@@ -1,4 +1,4 @@
-"""Stage `train`: optimise the base model on the rows.
+"""Stage `train`: optimise the base model on the rows, or on pairs of them against a reference (a verifier).
 
 Writes model/ (a Hugging Face folder) or adapter/ (a PEFT folder), metrics.jsonl (a line a step), train.json
 (what happened) and ledger.json. While it runs, resume/ holds checkpoints: a training that was interrupted
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upft import adapters, card, checkpoint, fit, ledger, models, prefix, ranks, tracking
+from upft import adapters, card, checkpoint, fit, ledger, models, prefix, ranks, scoring, tracking
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import TrainSpec
@@ -34,7 +34,8 @@ class Job:
     """What every process of a training is told.
 
     rows: the artifact of the build stage; out: of this one. done: the step of the checkpoint to go on from, 0 =
-    from the start.
+    from the start. before: the training whose model is trained further, None = the base model; reference: the artifact with
+    the log-probabilities of the rows, where they are pairs.
     """
 
     spec: TrainSpec
@@ -44,10 +45,15 @@ class Job:
     tracker: TrackerConfig
     quiet: bool
     done: int
+    before: Path | None = None
+    reference: Path | None = None
 
 
 def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
-    """Train on `inputs["rows"]` and save the model in the number format it was published in."""
+    """Train on `inputs["rows"]` and save the model in the number format it was published in.
+
+    With `inputs["model"]` the training goes on from that one's model, with `inputs["reference"]` the rows are pairs.
+    """
     host.engines.close()  # an engine holds the memory that training needs
     fit.pick_device(host.compute.accelerator)
     world = ranks.here(host.compute)
@@ -57,7 +63,8 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
         found = checkpoint.latest(out / RESUME, 0 if world is None else world.rank, host.console.warn)
         if found is not None:
             host.console.say(f"  training goes on after step {found.step}")
-        job = Job(spec, inputs["rows"], out, host.compute, host.tracker, host.console.quiet, 0 if found is None else found.step)
+        job = Job(spec, inputs["rows"], out, host.compute, host.tracker, host.console.quiet, 0 if found is None else found.step,
+                  inputs.get("model"), inputs.get("reference"))
         if world is not None:
             work(world, job, host.console)
         else:
@@ -73,10 +80,12 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     book.seconds = max(book.seconds, told["seconds"])  # an interrupted training has taken more than its last part
     book.write(out)
     (out / "train.json").write_text(json.dumps(told, indent=1) + "\n")
-    facts = card.of_training(spec, inputs["rows"], out)
     for folder in (MODEL, ADAPTER):
         if (out / folder).is_dir():
-            card.write(out / folder, facts)
+            if spec.beta is not None:
+                card.write_verifier(out / folder, spec, inputs["rows"], told)
+            else:
+                card.write(out / folder, card.of_training(spec, inputs["rows"], out))
 
 
 def _tidy(out: Path) -> None:
@@ -100,9 +109,12 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
     dtype = fit.weights_dtype(spec, spec.lora is not None)
 
     def fresh() -> PreTrainedModel:
-        model = models.load_model(source, dtype, spec.model.trust_remote_code)
+        start = source if job.before is None or spec.lora is not None else job.before / MODEL
+        model = models.load_model(start, dtype, spec.model.trust_remote_code)
         if spec.lora is not None:
             adapters.attach(model, spec.lora, spec.seed)
+            if job.before is not None:
+                adapters.fill(model, job.before / ADAPTER)
         return model
 
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
@@ -111,10 +123,14 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     checkpoints = out / RESUME
+    preference = None
+    if spec.beta is not None:
+        assert job.reference is not None  # the plan puts it upstream
+        preference = spec.beta, scoring.read(job.reference)
 
     def train(tracker: tracking.Tracker | None) -> fit.Fitted:
         return fit.fit(model, rows, spec, spec.seed, job.compute, out, None if tracker is None else tracker.log, console,
-                       world, checkpoints, None if job.done == 0 else checkpoint.at(checkpoints, job.done))
+                       world, checkpoints, None if job.done == 0 else checkpoint.at(checkpoints, job.done), preference)
 
     if world.first:
         key = out.name.removesuffix(".partial")

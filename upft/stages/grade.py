@@ -1,0 +1,77 @@
+"""Stage `grade`: which of the sampled whole traces end in the data's answer.
+
+Writes verdicts.jsonl (a line a whole trace, in the order of the samples), grades.json (counts) and ledger.json. One
+grading serves every method and cap. Needs the tokenizer for the traces' text; knows no method.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from upft import grading, ledger, models, traces
+from upft.errors import DataError
+from upft.graders import Graders
+from upft.plan import GradeSpec
+from upft.selection import Trace
+from upft.stages import Host
+
+TOGETHER = 256
+"""Questions whose traces are with the graders at once."""
+
+
+def run(spec: GradeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
+    """Grade every whole trace. Raises DataError for a question without a gold answer."""
+    samples = inputs["samples"]
+    tokenizer = models.load_tokenizer(models.resolve(spec.model.source), spec.model.trust_remote_code)
+    told = json.loads((samples / "samples.json").read_text())
+    questions = graded = right = unread = some = 0
+    with ledger.Meter() as meter, host.console.bar("grading", told["questions"], "questions") as bar, Graders() as graders, \
+            (out / traces.VERDICTS).open("w", encoding="utf-8") as stream:
+        asked = traces.read(samples)
+        while together := list(islice(asked, TOGETHER)):
+            for question, verdicts in _graded(together, tokenizer, graders):
+                for trace, verdict in verdicts:
+                    line = {"id": question.id, "index": trace.index, "right": verdict.right, "extracted": verdict.extracted,
+                            "reason": verdict.reason}
+                    stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                questions, graded = questions + 1, graded + len(verdicts)
+                right += sum(v.right for _, v in verdicts)
+                unread += sum(v.extracted is None for _, v in verdicts)
+                some += any(v.right for _, v in verdicts)
+            bar.advance(len(together))
+    cost = ledger.Ledger()
+    meter.fill(cost)
+    cost.write(out)
+    (out / "grades.json").write_text(json.dumps({
+        "questions": questions,
+        "traces": graded,
+        "right": right,
+        "no_answer": unread,
+        "questions_with_a_right_trace": some,
+    }, indent=1) + "\n")
+    host.console.say(f"  {right:,} of {graded:,} traces are right; {questions - some:,} of {questions:,} questions have none")
+
+
+def _graded(questions: Sequence[traces.Sampled], tokenizer: Any,
+            graders: Graders) -> Iterator[tuple[traces.Sampled, list[tuple[Trace, grading.Verdict]]]]:
+    """Each question with the verdicts on its whole traces."""
+    asked: list[tuple[traces.Sampled, Trace]] = []
+    for question in questions:
+        if question.answer is None:
+            raise DataError(f"question {question.id} has no gold answer: {question.text[:60]!r}",
+                            "name the column that holds them: data.answer_field=COLUMN")
+        prompt = tokenizer.decode(question.prompt_ids, skip_special_tokens=False)
+        for trace in question.traces:
+            if trace.whole:
+                text = tokenizer.decode(list(trace.ids), skip_special_tokens=True)
+                graders.put(len(asked), grading.reopened(prompt, text), question.answer)
+                asked.append((question, trace))
+    verdicts = dict(graders.rest())
+    found: dict[str, list[tuple[Trace, grading.Verdict]]] = {question.id: [] for question in questions}
+    for number, (question, trace) in enumerate(asked):
+        found[question.id].append((trace, verdicts[number]))
+    return ((question, found[question.id]) for question in questions)
