@@ -39,9 +39,10 @@ def answers(tokenizer: Any, tmp_path: Path) -> Path:
                 given = text.rpartition("{")[2].rstrip("}")
                 out.write(json.dumps({
                     "id": prefix.question_id(question), "index": index, "question": question, "gold": RIGHT[question],
-                    "completion": text, "extracted": given, "right": given == RIGHT[question], "reason": "same text",
+                    "completion": text, "extracted": given, "vote": given, "right": given == RIGHT[question], "reason": "same text",
                     "finish_reason": "stop", "tokens": len(ids), "prompt_ids": prompter.ids(question),
                     "ids": ids}) + "\n")
+    (folder / "scores.json").write_text(json.dumps({"task": "sums", "protocol": "standard", "n": 3, "accuracy": 0.5}))
     return folder
 
 
@@ -104,7 +105,7 @@ def test_the_answer_with_the_best_score_is_chosen(kind: str, score: Score, answe
         (rows[i]["id"], rows[i]["completion"], 0, rows[i]["index"]) for i in best]
     told = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert told["accuracy"] == sum(rows[i]["right"] for i in best) / 2
-    assert (told["questions"], told["samples"], told["candidates"]) == (2, 1, 3)
+    assert (told["questions"], told["samples"], told["candidates"], told["protocol"]) == (2, 1, 3, "standard")
     assert (told["mean_of_candidates"], told["some_candidate_right"]) == (0.5, 1.0)
     pairs = [(0, 1), (0, 2), (3, 5), (4, 5)]
     assert told["ranked_right"] == sum(wanted[a] > wanted[b] for a, b in pairs) / 4

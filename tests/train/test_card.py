@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from upft import adapters, card, models
-from upft.choices import AnswerFormat, CutUnit, Dtype, Engine, MethodName, Precision, Reduction
+from upft.choices import AnswerFormat, AnswerKind, CutUnit, Dtype, Engine, MethodName, Precision, Protocol, Reduction
 from upft.ledger import Ledger
 from upft.plan import (
     BuildSpec,
@@ -138,7 +138,8 @@ def test_vllms_ranks_are_those_of_the_installed_one() -> None:
 def test_with_scores(facts_of: Callable) -> None:
     def asked(task: str, temperature: float, n: int) -> EvaluateSpec:
         sampling = SamplingSpec(Engine.vllm, Dtype.bfloat16, temperature, 0.95 if temperature else None, None, 3)
-        return EvaluateSpec(ModelSpec(BASE, False), PROMPT, task, replace(DATA, limit=None), sampling, n, 4096)
+        return EvaluateSpec(ModelSpec(BASE, False), PROMPT, task, Protocol.standard, "{question}", AnswerKind.math,
+                            replace(DATA, limit=None), sampling, n, 4096, None)
 
     gain = card.Score(asked("gsm8k", 0.0, 1), 1319, Estimate(0.8201, 0.7981, 0.8399), Estimate(0.8544, 0.8343, 0.8723),
                       Paired(0.0343, 0.0181, 0.0502, 0.00004, "McNemar", "gain"))
@@ -152,6 +153,7 @@ def test_with_scores(facts_of: Callable) -> None:
     assert "# llama31, UPFT" in text
     assert "| gsm8k | 1,319 | 82.0% [79.8, 84.0] | 85.4% [83.4, 87.2] | +3.4 [1.8, 5.0] | gain, p < 0.001 |" in text
     assert "| aime24 | 30 | 3.3% [1.0, 17.0] | 2.5% [1.0, 15.0] | −0.8 [−6.0, 4.0] | inside noise, p = 0.72 |" in text
+    assert "- gsm8k: standard protocol; " in text
     assert "1 answer a question, greedy, at most 4,096 tokens, vllm in bfloat16, seed 3" in text
     assert "16 answers a question, temperature 0.6, top_p 0.95, top_k the model's own" in text
     assert f"questions: [{DATA.source.id}]" in text
