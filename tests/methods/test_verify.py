@@ -39,8 +39,8 @@ def answers(tokenizer: Any, tmp_path: Path) -> Path:
                 given = text.rpartition("{")[2].rstrip("}")
                 out.write(json.dumps({
                     "id": prefix.question_id(question), "index": index, "question": question, "gold": RIGHT[question],
-                    "completion": text, "extracted": given, "vote": given, "right": given == RIGHT[question], "reason": "same text",
-                    "finish_reason": "stop", "tokens": len(ids), "prompt_ids": prompter.ids(question),
+                    "completion": text, "extracted": given, "vote": given, "right": given == RIGHT[question],
+                    "reason": "same text", "finish_reason": "stop", "tokens": len(ids), "prompt_ids": prompter.ids(question),
                     "ids": ids}) + "\n")
     (folder / "scores.json").write_text(json.dumps({"task": "sums", "protocol": "standard", "n": 3, "accuracy": 0.5}))
     return folder
