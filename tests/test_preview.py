@@ -77,3 +77,20 @@ def test_rows_show_what_is_known_of_the_length(auto: tuple[Plan, Store]) -> None
         "samples.jsonl": "".join(json.dumps({"id": q.id, "index": 0, "kind": "prefix", "ids": list(range(40, 52)),
                                              "finish_reason": "stop"}) + "\n" for q in questions)})
     assert prefix_row(cell, store)[1] == [40, 41, 42, 43, 44, eos]
+
+
+def test_methods_are_bounded_and_shown_before_anything_is_sampled(parse: Callable, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.prepare()
+    common = ("data.arithmetic.questions=20", "sample.trace_max_tokens=100", "train.batch_size=8", "method.n=4", "method.cap=2",
+              "sample.engine=transformers", "eval.engine=transformers")
+    cell = plan(parse("method=vstar", *common), Hasher())
+    estimates = {stage.label: preview.estimate(stage, cell) for stage in cell.stages}
+    assert estimates["sample arithmetic"].what == "20 whole traces, n=4"
+    assert estimates["sample arithmetic"].new_tokens == 20 * 4 * 100
+    assert estimates["train rft"].what == "at most 40 rows, 5 steps"
+    assert estimates["train rft"].new_tokens == 40 * 100
+    assert estimates["train verifier"].what == "as many pairs as the traces give"
+    [row] = preview.rows(cell, store)
+    assert row["kind"] == "trace"
+    assert row["segments"][-1] == ["‹up to 100 sampled tokens of a right trace, with the stop token›", True]

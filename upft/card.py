@@ -24,10 +24,11 @@ from upft.statistics import Estimate, Paired
 
 FILE = "README.md"
 METHODS = {
-    "upft": "Unsupervised Prefix Fine-Tuning (UPFT)",
-    "sft": "Fine-tuning on the model's own unfiltered solutions (SFT)",
-    "rft": "Rejection sampling fine-tuning (RFT)",
+    "upft": ("Unsupervised Prefix Fine-Tuning (UPFT)", "2503.02875"),
+    "sft": ("Fine-tuning on the model's own unfiltered solutions (SFT)", "2503.02875"),
+    "rft": ("Rejection sampling fine-tuning (RFT)", "2308.01825"),
 }
+"""Name and arXiv number; SFT is as the paper on UPFT has it."""
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's max_lora_rank takes (0.32)."""
 CITATION = """@misc{ji2025upft,
@@ -178,7 +179,8 @@ def _front(facts: Facts, adapter: bool) -> str:
 
 def _method(facts: Facts) -> str:
     filtered = " with the label filter" if facts.build["method"] == "upft" and facts.build["right"] else ""
-    return METHODS.get(str(facts.build["method"]), str(facts.build["method"])) + filtered
+    name, number = METHODS[str(facts.build["method"])]
+    return f"{name}{filtered}, [arXiv:{number}](https://arxiv.org/abs/{number}),"
 
 
 def _title(facts: Facts) -> str:
@@ -197,7 +199,7 @@ def _opening(facts: Facts, adapter: bool) -> str:
             if adapter else f"The low-rank adapters (rank {lora.rank}, alpha {lora.alpha:g}) are added to the weights.")
     rights = ("The base model's files name no licence; its terms hold for this model too." if facts.license is None else
               "The licence above is the base model's, whose terms hold for this model too.")
-    return (f"{_method(facts)}, [arXiv:2503.02875](https://arxiv.org/abs/2503.02875), of {base}. {what} {rights}")
+    return f"{_method(facts)} of {base}. {what} {rights}"
 
 
 def _scores(facts: Facts) -> str:
@@ -254,14 +256,13 @@ def _training(facts: Facts) -> str:
 
 
 def _rows(build: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
-    chosen = (f", of solutions that end in the right answer (the first of {build['traces']} sampled for each question)"
-              if build["right"] else "")
+    chosen = f" that end in the right answer (of {build['traces']} sampled for each question)" if build["right"] else ""
     if build["ratio"] == 1:
         return f"{w.count(rows['trace_rows'])} whole solutions of the model's own{chosen}"
     unit = "tokens" if build["unit"] == "token" else "words"
     found = ", a length that a pilot sampling suggested" if rows["prefix_len_from"] == "diagnosis" else ""
     return (f"{w.count(rows['prefix_rows'])} prefixes of at most {rows['prefix_len']} {unit} of the model's own "
-            f"solutions{found}, {w.count(rows['trace_rows'])} whole solutions (share asked for: {build['ratio']:g}){chosen}")
+            f"solutions{chosen}{found}, {w.count(rows['trace_rows'])} whole solutions (share asked for: {build['ratio']:g})")
 
 
 def _use(facts: Facts, adapter: bool) -> str:

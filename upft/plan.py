@@ -471,11 +471,12 @@ class _Cell:
 
     def _verifier(self, verifier: VerifierConfig, generator: Stage) -> None:
         """Train a verifier on pairs of the last round's sampling, and let it choose among the generator's answers."""
-        config, frozen = self.config, self.lora is not None
+        config, precision = self.config, self.config.train.precision
+        frozen = self.lora is not None and precision is c.Precision.bf16_mixed  # else they are loaded alike
         pairs = Stage("pair", "pair traces", PairSpec(
             self.model, config.method.n, verifier.pairs, config.prefix.keep_unfinished, config.train.max_length),
             {"samples": self.made["samples"], "grades": self.made["grades"]})
-        reference = Stage("reference", "reference", ReferenceSpec(self.model, config.train.precision, frozen), {"rows": pairs})
+        reference = Stage("reference", "reference", ReferenceSpec(self.model, precision, frozen), {"rows": pairs})
         trained = Stage("train", "train verifier", replace(
             self._training(), epochs=verifier.epochs, lr=verifier.lr, batch_size=verifier.batch_size,
             reduction=c.Reduction.sequence, beta=verifier.beta), {"rows": pairs, "reference": reference})
@@ -484,7 +485,7 @@ class _Cell:
             answers = self._evaluate(task, generator, verifier.n, verifier.temperature)
             self.made[f"candidates:{task}"] = answers
             self.made[f"trained:{task}"] = Stage("verify", f"choose answers: {task}", VerifySpec(
-                self.model, task, verifier.score, config.train.precision, frozen), {"answers": answers, "verifier": trained})
+                self.model, task, verifier.score, precision, frozen), {"answers": answers, "verifier": trained})
 
     def _evaluate(self, task: str, train: Stage | None, n: int | None = None, temperature: float | None = None) -> Stage:
         """Ask the base model or a trained one; n, temperature: instead of the protocol's."""

@@ -11,6 +11,7 @@ import pytest
 
 from upft import prefix, selection, traces
 from upft.ledger import Ledger
+from upft.report import wording
 
 ROOT = Path(__file__).parent.parent.parent
 GENERATED = "data.arithmetic.questions=60"
@@ -130,7 +131,7 @@ def test_the_study_puts_seeds_together(found: dict[str, dict], store: Path) -> N
         paired = found[name]["tasks"]["arithmetic"]["paired"]
         assert row[3] == "1"
         assert row[5] == f"{100 * entry_value(found[name]):.1f}"
-        assert row[6].split()[0] == f"{100 * paired['difference']:+.1f}".replace("-", "−")
+        assert row[6].split()[0] == wording.signed(paired["difference"])
         assert row[-2] == f"{100 * found[name]['comparison']['sampled'] / found['RFT']['comparison']['sampled']:.1f}%"
 
 

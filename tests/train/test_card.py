@@ -217,3 +217,24 @@ def test_the_code_runs_as_it_stands(adapter: bool, facts_of: Callable, model_fol
     assert 1 <= len(new) <= 5
     assert said.getvalue() == names["tokenizer"].decode(new, skip_special_tokens=True) + "\n"
     assert hasattr(names["model"], "peft_config") == adapter
+
+
+@pytest.mark.parametrize(("changes", "title", "source", "rows", "tag"), [
+    ({"method": "sft", "ratio": 1.0}, "Fine-tuning on the model's own unfiltered solutions (SFT)", "2503.02875",
+     "1,187 whole solutions of the model's own;", "sft"),
+    ({"method": "rft", "ratio": 1.0, "right": True, "traces": 16}, "Rejection sampling fine-tuning (RFT)", "2308.01825",
+     "1,187 whole solutions of the model's own that end in the right answer (of 16 sampled for each question);", "rft"),
+    ({"right": True, "traces": 4}, "Unsupervised Prefix Fine-Tuning (UPFT) with the label filter", "2503.02875",
+     "10,801 prefixes of at most 32 tokens of the model's own solutions that end in the right answer (of 4 sampled for each "
+     "question), 1,187 whole solutions", "upft"),
+])
+def test_each_method_is_named_with_its_source_and_rows(facts_of: Callable, changes: dict[str, Any], title: str, source: str,
+                                                       rows: str, tag: str) -> None:
+    facts = facts_of(training())
+    facts = replace(facts, build={**facts.build, **changes}, data=DATA)
+    text = card.render(facts)
+    assert f"{title}, [arXiv:{source}](https://arxiv.org/abs/{source}), of [some-org" in text
+    assert f"- rows: {rows}" in text
+    assert front(text)["tags"] == [tag]
+    assert ("no answer key was used" in text) == (not changes.get("right"))
+    assert ("task suffix of the prefix rows" in text) == (tag == "upft")
