@@ -7,7 +7,8 @@
 
 Reads the reports of a store and the answers they are made from. Cells that differ in their seed only are one line. Two
 intervals: over questions (the seeds' answers to a question are averaged: what is sure about these trainings on other questions)
-and over seeds (Student's t of the seeds' differences: what is sure about other trainings on these questions).
+and over questions and seeds (`statistics.paired_over_seeds`: what is sure about other trainings on other questions), to which
+the verdict belongs where there is more than one seed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from upft import statistics
 from upft.report import wording as w
@@ -72,15 +72,15 @@ def line(group: Sequence[Cell], rft: Sequence[Cell]) -> list[str]:
     assert len({cell.ids for cell in group}) == 1, "the seeds were asked other questions"
     base, trained = (np.concatenate([getattr(c, side) for c in group], axis=1) for side in ("base", "trained"))
     paired = statistics.paired(base, trained)
-    differences = [float(c.trained.mean() - c.base.mean()) for c in group]
-    over_seeds = w.NONE
+    over_questions = w.interval(paired.low, paired.high)
+    both = w.NONE
     if len(group) > 1:
-        half = float(stats.t.ppf(0.975, len(group) - 1)) * float(np.std(differences, ddof=1)) / len(group) ** 0.5
-        over_seeds = w.interval(np.mean(differences) - half, np.mean(differences) + half)
+        found = statistics.paired_over_seeds(*([getattr(c, side).mean(axis=1) for c in group] for side in ("base", "trained")))
+        both, paired = w.interval(found.low, found.high), found
     shares = [w.NONE if not rft else w.percent(mean(group, key) / mean(rft, key)) for key in ("sampled", "trained")]
     return [one.method, w.NONE if one.prefix_len is None else str(one.prefix_len), f"{one.ratio:g}", str(len(group)),
             w.points(float(base.mean())), w.points(float(trained.mean())),
-            f"{w.signed(paired.difference)} {w.interval(paired.low, paired.high)}", over_seeds,
+            f"{w.signed(paired.difference)} {over_questions}", both,
             f"{paired.verdict}, {w.p_value(paired.p_value)}", *shares]
 
 
@@ -101,8 +101,8 @@ def main() -> None:
     if not groups:
         raise SystemExit(f"no report on {given.task} in {given.store}/report: run the sweeps first (see --help)")
     rft = next((group for (method, *_), group in groups.items() if method == "RFT"), [])
-    header = ["method", "t", "p", "seeds", "base %", "trained %", "difference, points (over questions)", "over seeds",
-              "verdict", "sampled, of RFT's", "trained, of RFT's"]
+    header = ["method", "t", "p", "seeds", "base %", "trained %", "difference, points (over questions)",
+              "over questions and seeds", "verdict", "sampled, of RFT's", "trained, of RFT's"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for _, group in sorted(groups.items()):
         print(f"| {' | '.join(line(sorted(group, key=lambda c: c.seed), rft))} |")
