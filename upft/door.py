@@ -23,6 +23,7 @@ def one_message(status: int = 1) -> Iterator[None]:
     Hydra prints its own text and exits unless HYDRA_FULL_ERROR is set, so it is set here while our own
     reading of the exception takes over; a user who sets it gets the traceback.
     """
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
@@ -37,6 +38,11 @@ def one_message(status: int = 1) -> Iterator[None]:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(status)
+    finally:  # not for the processes that the caller starts later
+        if before is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def explain(error: BaseException) -> str | None:

@@ -59,7 +59,8 @@ class Graders:
         self.close()
 
     def put(self, number: int, completion: str, gold: str, kind: AnswerKind = AnswerKind.math) -> None:
-        """Have one completion graded; `number` comes back with the verdict. Does not wait for it."""
+        """Have one completion graded; `number` comes back with the verdict. Does not wait for it. Raises GradeError as `rest`
+        does."""
         answer = grading.extract(completion, kind)
         if answer is None:
             self._finished.append((number, Verdict(False, None, grading.NO_ANSWER)))
