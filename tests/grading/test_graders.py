@@ -112,9 +112,14 @@ def test_a_warden_that_dies_is_replaced_and_nothing_is_lost() -> None:
 
 def test_where_processes_cannot_live_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Graders(1) as graders, pytest.raises(GradeError, match="died 4 times"):
-        graders.put(0, r"\boxed{x+1}", "1+x+0", AnswerKind.math)  # may notice it already
-        list(graders.rest())
+
+    def graded() -> None:
+        with Graders(1) as graders:
+            graders.put(0, r"\boxed{x+1}", "1+x+0", AnswerKind.math)  # may notice it already
+            list(graders.rest())
+
+    with pytest.raises(GradeError, match="died 4 times"):
+        graded()
 
 
 OWNER = """
