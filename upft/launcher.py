@@ -172,7 +172,7 @@ def _submit(group: Group, records: Records, compute: ComputeConfig, settings: Sl
             held: bool) -> list[tuple[str, str]]:
     """(job, log) of each stage of a group."""
     import submitit
-    from submitit.core.utils import FailedSubmissionError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     asked = resources(group.name, compute, settings)
     count = nodes(group.stages[0], compute)
@@ -192,7 +192,7 @@ def _submit(group: Group, records: Records, compute: ComputeConfig, settings: Sl
     work = [Attempt(str(records.store.root), stage.key, str(machine), compute.retries) for stage in group.stages]
     try:
         jobs = executor.submit_array(work)
-    except FailedSubmissionError as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise SlurmError(f"sbatch refused {group.name}: {str(error).strip().splitlines()[-1]}",
                          "mend compute.slurm (partition, gpus, mem_gb, minutes, sbatch); sinfo shows what there is") from error
     return [(job.job_id, str(job.paths.stdout)) for job in jobs]

@@ -20,7 +20,7 @@ from cluster import Cluster, ClusterError, install
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["sample.engine=transformers", "eval.engine=transformers", "data.arithmetic.questions=64",
          "eval.tasks.arithmetic.arithmetic.questions=20", "train.batch_size=16", "compute.threads=1",
-         "compute.accelerator=cpu", "compute.retries=0"]
+         "compute.accelerator=cpu"]
 """A cell of some seconds a stage."""
 ON = ["compute=slurm", *(f"compute.slurm.{kind}.{what}" for kind in ("gpu", "cpu") for what in ("mem_gb=1", "cpus=1"))]
 
