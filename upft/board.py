@@ -16,14 +16,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from upft.console import Console
-from upft.plan import Stage
+from upft.plan import Stage, distinct
 from upft.records import Standing, State, Sweep
-from upft.submission import Cell, Work
+from upft.store import Store
+from upft.submission import Cell, Work, arrange
 
 MOST_ROWS = 80
 """Stages that the table names one by one; more are put together by their name."""
 LAST_LINES = 12
 """Of a failed stage's log."""
+MOST_COSTED = 300
+"""Missing stages up to which plan=true counts tokens."""
+EFFECTIVE_FLOPS = 4e14
+"""FLOP/s that GPU-hours are reckoned with."""
 COLOUR = {State.done: "cyan", State.running: "green", State.queued: "yellow", State.failed: "red", State.missing: "default"}
 
 
@@ -94,6 +99,46 @@ class Board:
     def failures(self, standings: Mapping[str, Standing]) -> None:
         """Each failed stage: why, the end of its log, the command that repeats it, the cells that need it."""
         tell_failures(self.console, self.cells, standings, self.work.stages)
+
+
+def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
+    """What a sweep would come to: distinct stages by name, which are there, and bounds on what the missing ones cost."""
+    stages = distinct(cell.plan for cell in cells)
+    there = {stage.key for stage in stages if store.path(stage.name, stage.key).is_dir()}
+    work = arrange(cells, there)
+    costed = len(work.todo) <= MOST_COSTED
+    costs: dict[str, tuple[int, int, float]] = {}
+    if costed:
+        from upft import preview
+
+        owner = {stage.key: cell.plan for cell in cells for stage in cell.plan.stages}
+        for stage in stages:
+            if stage.key in work.todo:
+                one = preview.estimate(stage, owner[stage.key])
+                costs[stage.key] = one.prompt_tokens, one.new_tokens, one.flops
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    for column in ("distinct", "in the store", "jobs", "prompt tokens", "new tokens <=", "FLOPs <=", "GPU-hours"):
+        table.add_column(column, justify="right", no_wrap=True)
+    total = [0.0, 0.0, 0.0]
+    for name in dict.fromkeys(stage.name for stage in stages):
+        keys = [stage.key for stage in stages if stage.name == name]
+        sums = [sum(costs[key][i] for key in keys if key in costs) for i in range(3)]
+        total = [a + b for a, b in zip(total, sums, strict=True)]
+        table.add_row(name, str(len(keys)), str(sum(key in there for key in keys)), str(sum(key in work.todo for key in keys)),
+                      *_costs(sums))
+    table.add_row("together", str(len(stages)), str(len(there)), str(len(work.todo)), *_costs(total))
+    console.say(f"{len(cells)} cells")
+    console.say(table)
+    console.say(f"GPU-hours: FLOPs at {EFFECTIVE_FLOPS:.0e} a second (40% of what an H100 is built for in bf16); sampling takes "
+                "longer" if costed else
+                f"more than {MOST_COSTED} stages to be made: their tokens are not counted (plan=true without -m counts one cell's)")
+
+
+def _costs(sums: Sequence[float]) -> list[str]:
+    prompt, new, flops = sums
+    return [f"{prompt:,.0f}" if prompt else "", f"{new:,.0f}" if new else "", f"{flops:.2g}" if flops else "",
+            f"{flops / EFFECTIVE_FLOPS / 3600:.2g}" if flops else ""]
 
 
 def tell_failures(console: Console, cells: Sequence[Cell], standings: Mapping[str, Standing], stages: Sequence[Stage]) -> None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from upft import local, multirun, pipeline, slurm
 from upft.attempt import Attempt, path
-from upft.board import Board
+from upft.board import Board, show_plan
 from upft.choices import Accelerator
 from upft.config import Config
 from upft.console import Console
@@ -65,6 +65,9 @@ def with_slurm(config: Config) -> Config:
 def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -> None:
     """Run or submit planned cells. Raises SweepError where cells failed and somebody waited for them."""
     first = configs[0]
+    if first.plan and len(cells) > 1:
+        show_plan(cells, Store(first.run.store), console)
+        return
     if first.plan or (first.compute.slurm is None and first.compute.parallel == 1):
         for config in configs:
             pipeline.main(config, console)
