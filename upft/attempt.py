@@ -55,6 +55,8 @@ class Attempt:
                 break
             print(f"the stage broke down ({_ending(status)}); trying again, {tries - number} left", file=log, flush=True)
             time.sleep(PAUSE_S)
+        if status in TOLD and job != LOCAL:
+            time.sleep(GRACE_S)  # SLURM tells this process as well, if perhaps later: submitit then sends the job back
         if first:
             if status in TOLD:  # cancelled, or about to be sent back to the queue
                 records.note(self.key, Note("stopped", job, socket.gethostname(), number, _ending(status)))

@@ -130,9 +130,12 @@ def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
     table.add_row("together", str(len(stages)), str(len(there)), str(len(work.todo)), *_costs(total))
     console.say(f"{len(cells)} cells")
     console.say(table)
-    console.say(f"GPU-hours: FLOPs at {EFFECTIVE_FLOPS:.0e} a second (40% of what an H100 is built for in bf16); sampling takes "
-                "longer" if costed else
-                f"more than {MOST_COSTED} stages to be made: their tokens are not counted (plan=true without -m counts one cell's)")
+    if costed:
+        console.say(f"GPU-hours: FLOPs at {EFFECTIVE_FLOPS:.0e} a second (40% of what an H100 is built for in bf16); sampling "
+                    "takes longer")
+    else:
+        console.say(f"more than {MOST_COSTED} stages to be made: their tokens are not counted (plan=true without -m counts one "
+                    "cell's)")
 
 
 def _costs(sums: Sequence[float]) -> list[str]:

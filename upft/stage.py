@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("key", metavar="KEY", help="a stage's key, as python -m upft.jobs shows it")
     parser.add_argument("--machine", type=Path, metavar="FILE", help="settings of the machine (default: the last submission's)")
     given = parser.parse_args(arguments)
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM tells every process of the job; submitit, above, sees to it
     with door.one_message():
         try:
             run(given.store, given.key, given.machine)
