@@ -77,11 +77,15 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
         if odd is not None:
             raise ConfigError(f"cell {cells[odd].name}: {name} is not that of the first cell",
                               f"sweep over science settings; give {name} once for all cells")
-    if first.run.export is not None and len(cells) > 1:
-        raise ConfigError(f"run.export={first.run.export} with {len(cells)} cells", "export one cell, from its own command")
+    if first.run.export is not None:
+        raise ConfigError(f"run.export={first.run.export}: jobs do not export",
+                          "when they are done, run the cell's own command without SLURM: all is there, it only exports")
     sweep_id = digest(sorted(cell.plan.report.key for cell in cells))[:8]
     store = Store(first.run.store)
     store.prepare()
+    if first.run.repair:
+        for stage in distinct(cell.plan for cell in cells):
+            pipeline.look(stage, store, console, repair=True)
     tracker = first.tracker if first.tracker.group is not None else replace(first.tracker, group=f"sweep-{sweep_id}")
     go(Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells}),
        cells, store, first.compute, tracker, console)

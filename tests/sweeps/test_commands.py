@@ -44,6 +44,12 @@ def test_machine_settings_are_one_for_all_cells(tmp_path):
     assert "cell compute.threads=2: compute is not that of the first cell" in out.stderr
 
 
+def test_jobs_do_not_export(tmp_path):
+    out = run("run.py", "compute=slurm", f"run.export={tmp_path}/model", f"run.store={tmp_path}/store", *SMALL)
+    assert out.returncode == 1
+    assert "jobs do not export" in out.stderr
+
+
 def test_jobs_says_what_it_does_not_know(tmp_path):
     listed = run("-m", "upft.jobs", "--store", str(tmp_path))
     assert listed.returncode == 0
