@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Desk
 from filelock import FileLock
+from login import ROOT, Desk
 
 from upft import slurm
 from upft.store import Store
