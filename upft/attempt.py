@@ -70,6 +70,8 @@ class Attempt:
         """What submitit submits in this job's place when it sends it back to the queue: the same again."""
         from submitit.helpers import DelayedSubmission
 
+        # What SLURM sends next reaches `scontrol requeue` too, which submitit runs now: it must outlive that.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return DelayedSubmission(self)
 
     def _run(self, environment: Mapping[str, str] | None, log: IO[str] | None) -> int:

@@ -33,7 +33,7 @@ def weights(folder: Path) -> dict:
 
 
 def test_two_nodes_and_two_tasks_train_as_one(desk: Desk, tmp_path):
-    """Apart by no more than a ten-thousandth of how far training moves a tensor (sums in another order)."""
+    """Each tensor within 1e-4 of how far it moved, as ranks on one machine."""
     model = in_fp32(tmp_path / "model")
     base, trained = weights(model), {}
     for name, more in {"one": [], "nodes": ["compute.nodes=2"], "tasks": ["compute.devices=2"]}.items():
@@ -51,5 +51,6 @@ def test_two_nodes_and_two_tasks_train_as_one(desk: Desk, tmp_path):
     for name in ("nodes", "tasks"):
         for tensor, value in trained["one"].items():
             assert value.dtype == torch.float32
-            moved = (value - base[tensor]).abs().max()
-            assert (trained[name][tensor] - value).abs().max() <= 1e-4 * moved, (name, tensor)
+            moved = (value - base[tensor]).norm()
+            assert moved > 0
+            assert (trained[name][tensor] - value).norm() < 1e-4 * moved, (name, tensor)
