@@ -199,17 +199,3 @@ def test_an_array_keeps_its_limit(desk: Desk):
     desk.until(look, 240, "the queue did not become empty")
     assert desk.counts()["report"] == 4
     assert most == 1
-
-
-def test_a_time_limit_sends_a_training_back_until_it_is_done(desk: Desk, tmp_path):
-    """One minute, told 35 s before: the training starts several times and ends with the weights of one that ran through."""
-    cell = ["prefix.len=4", "train.epochs=100", "compute.checkpoint_every_s=0"]
-    assert desk.run(*cell, "compute.slurm.stages.train.minutes=1", "compute.slurm.signal_s=35").returncode == 0
-    alone = subprocess.run([sys.executable, str(ROOT / "run.py"), *cell, *SMALL, f"run.store={tmp_path}/alone"],
-                           capture_output=True, text=True, cwd=ROOT, timeout=500)
-    assert alone.returncode == 0, alone.stderr
-    desk.empty(400)
-    assert contents(desk.store) == contents(tmp_path / "alone")
-    log = desk.jobs("logs", next(desk.store.glob("train/*")).name, "--lines", "1000").stdout
-    assert "this job is timed-out" in log
-    assert "training goes on after step" in log
