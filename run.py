@@ -13,9 +13,9 @@ def main(cfg: DictConfig) -> None:
     """Run, or with plan=true show, one experiment."""
     with door.one_message():  # in here as well: Hydra announces an exception of a job in words of its own
         parsed = composition.parse(cfg)
-        from upft import pipeline  # after the configuration holds: it brings the stages
+        from upft import launcher  # after the configuration holds: it brings the stages
 
-        pipeline.main(parsed)
+        launcher.one(parsed)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_every_field_has_a_docstring():
     body = [n for name in ("config.py", "machine.py", "sources.py", "tasks.py", "method.py")
             for n in ast.parse((ROOT / "upft" / name).read_text()).body]
     classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith(("Config", "Source"))]
-    assert len(classes) == 19
+    assert len(classes) == 21
     bare = []
     for cls in classes:
         for node, after in zip(cls.body, [*cls.body[1:], None], strict=True):
@@ -150,6 +150,11 @@ def test_papers_settings_reach_prefix_and_train(parse):
     (["+eval.tasks.arithmetic.foo=1"], ["eval.tasks.arithmetic.foo=1", "no such key"]),
     (["seed=-1"], ["seed=-1", "0 or more"]),
     (["compute.devices=0"], ["compute.devices=0", "1 or more"]),
+    (["compute.parallel=0"], ["compute.parallel=0", "1 or more"]),
+    (["compute.retries=-1"], ["compute.retries=-1", "0 or more"]),
+    (["compute=slurm", "compute.slurm.array=0"], ["compute.slurm.array=0", "1 or more"]),
+    (["compute=slurm", "compute.slurm.gpu.cpus=0"], ["cpus=0", "1 or more, or null"]),
+    (["compute=slurm", "+compute.slurm.gpu.foo=5"], ["compute.slurm.gpu.foo=5", "no such key"]),
 ])
 def test_refused_by_parse(overrides, names, parse):
     with pytest.raises(ConfigError) as refusal:

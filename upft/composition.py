@@ -5,6 +5,7 @@ Floor 0: no torch. Hydra's and OmegaConf's refusals become one message with key,
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -23,25 +24,39 @@ def register() -> None:
     """Make the schema and the resolvers known to Hydra. Call before composing."""
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="hydra/sweeper", name="cells", provider="upft", node={
+        "_target_": "hydra_plugins.upft_launcher.CellSweeper", "max_batch_size": None, "params": None})
+    for name in ("cells", "slurm"):
+        store.store(group="hydra/launcher", name=name, provider="upft", node={
+            "_target_": "hydra_plugins.upft_launcher.CellLauncher", "slurm": name == "slurm"})
     OmegaConf.register_new_resolver("longest", max, replace=True)
     OmegaConf.register_new_resolver("either", lambda holds, yes, no: yes if holds else no, replace=True)
     OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / name), replace=True)
 
 
-def parse(cfg: DictConfig) -> Config:
+def parse(cfg: DictConfig, known: dict[tuple[str, str], Any] | None = None) -> Config:
     """Hydra's tree -> typed `Config`. Unknown keys (also those forced in with `+`), wrong types, missing
     values and broken rules raise ConfigError with key, value and remedy. No DictConfig lives on after this.
+    known: groups parsed before, filled here, so that the cells of a sweep parse what they have in common once.
     """
+    known = {} if known is None else known
     schema = OmegaConf.structured(Config)
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(plain, dict)
         _refuse_unknown(plain, Config)
-        config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(plain)))
+        seen = {str(name): (str(name), json.dumps(value, default=repr)) for name, value in plain.items()}
+        tree = OmegaConf.merge(schema, OmegaConf.create({name: plain[name] for name, key in seen.items() if key not in known}))
+        assert isinstance(tree, DictConfig)
+        for name, key in seen.items():
+            if key not in known:
+                value = tree[name]
+                known[key] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+        config = Config(**{name: known[key] for name, key in seen.items()})
     except OmegaConfBaseException as error:
         raise ConfigError(*_read_omegaconf(error)) from error
-    assert isinstance(config, Config)
     config.check()
     return config
 

@@ -56,6 +56,14 @@ class TrainError(UpftError):
     """Training cannot go on."""
 
 
+class SlurmError(UpftError):
+    """SLURM refuses, or does not answer."""
+
+
+class SweepError(UpftError):
+    """Cells of a sweep have failed."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """`did you mean 'x'?` for the known names closest to `name`; every known name where none is close."""
     names = sorted(known)

@@ -5,10 +5,61 @@ Floor 0: no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
 
 from upft.choices import Accelerator, Layout, Strategy, TrackerKind
 from upft.errors import demand
+
+
+@dataclass
+class ResourcesConfig:
+    """What one kind of job asks SLURM for; null = not said, so the cluster's default (in a stage's own: its kind's)."""
+
+    partition: str | None = None
+    """Partition."""
+    gpus: int | None = None
+    """GPUs of each node; null for a stage that uses one = compute.devices."""
+    cpus: int | None = None
+    """CPUs of each task."""
+    mem_gb: int | None = None
+    """Memory of each node, GB."""
+    minutes: int | None = None
+    """Time limit. A stage that reaches it is sent back to the queue and goes on from what is on disk."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("gpus", 0), ("cpus", 1), ("mem_gb", 1), ("minutes", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                demand(value >= least, f"compute.slurm: {name}", value, f"use {least} or more, or null")
+
+
+@dataclass
+class SlurmConfig:
+    """How jobs are put to SLURM."""
+
+    gpu: ResourcesConfig = MISSING
+    """Stages that use a GPU: sample, train, evaluate, judge."""
+    cpu: ResourcesConfig = MISSING
+    """All others: diagnose, build, report."""
+    stages: dict[str, ResourcesConfig] = field(default_factory=dict)
+    """What a stage asks for instead, by its name, such as compute.slurm.stages.train.minutes=2880."""
+    array: int = 16
+    """Most jobs of one array that run at a time."""
+    signal_s: int = 120
+    """Seconds before its end that a job is told of it."""
+    requeues: int = 20
+    """How often a job that reaches its time limit may go back to the queue."""
+    sbatch: dict[str, str] = field(default_factory=dict)
+    """Other parameters of sbatch by their long names, such as account, qos, constraint."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines to run in a job before anything else, such as `module load cuda`."""
+
+    def __post_init__(self) -> None:
+        demand(self.array >= 1, "compute.slurm.array", self.array, "use 1 or more")
+        demand(self.signal_s >= 1, "compute.slurm.signal_s", self.signal_s, "use 1 second or more")
+        demand(self.requeues >= 0, "compute.slurm.requeues", self.requeues, "use 0 or more")
 
 
 @dataclass
@@ -49,8 +100,20 @@ class ComputeConfig:
     """Key-value cache of vLLM's CPU build, GiB."""
     enforce_eager: bool | None = None
     """vLLM without compilation: starts faster, samples slower; null = so on a CPU, compiled on a GPU."""
+    parallel: int = 1
+    """With -m, without SLURM: stages of a sweep that run side by side; each has compute.devices GPUs of its own."""
+    wait: bool = False
+    """With SLURM: stay until the last job is over, and end with an error if a cell has failed."""
+    retry: bool = False
+    """Submit again what has failed."""
+    retries: int = 1
+    """How often a stage that breaks down is tried again by itself; not what a person has to mend."""
+    slurm: SlurmConfig | None = None
+    """How jobs are put to SLURM; null = this machine."""
 
     def __post_init__(self) -> None:
+        demand(self.parallel >= 1, "compute.parallel", self.parallel, "use 1 or more")
+        demand(self.retries >= 0, "compute.retries", self.retries, "use 0 or more")
         demand(self.devices >= 1, "compute.devices", self.devices, "use 1 or more")
         demand(self.nodes >= 1, "compute.nodes", self.nodes, "use 1 or more")
         demand(self.tensor_parallel >= 1 and self.devices % self.tensor_parallel == 0, "compute.tensor_parallel",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from upft import export
 from upft.config import Config
 from upft.console import Console
+from upft.errors import StoreError
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import EvaluateSpec, JudgeSpec, Plan, SampleSpec, Stage, plan, relatives
 from upft.store import Artifact, Corrupt, Hasher, Store
@@ -73,6 +74,54 @@ def walk(cell: Plan, store: Store, compute: ComputeConfig, tracker: TrackerConfi
                 partial(_run, stage, inputs, host=host), on_wait=partial(_waiting, console, stage))
             _tell(console, stage, built, time.monotonic() - began)
     return artifacts
+
+
+def alone(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerConfig, console: Console,
+          on_begin: Callable[[], object] = lambda: None) -> Artifact:
+    """One stage by itself; those it needs must be in the store. Raises StoreError where one is not. `on_begin` is called when
+    the work begins."""
+    found = look(stage, store, console, repair=False)
+    if found is not None:
+        _tell(console, stage, built=False)
+        return found
+    inputs = _inputs(stage, store)
+    preflight([stage])
+    from upft.sampler import EnginePool
+    from upft.stages import Host
+
+    began = time.monotonic()
+    with EnginePool(compute) as engines:
+        host = Host(compute, tracker, console, engines, partial(_related, store))
+
+        def make(out: Path) -> None:
+            on_begin()
+            _run(stage, inputs, out, host)
+
+        artifact, built = store.build(stage.name, stage.key, stage.identity, make, on_wait=partial(_waiting, console, stage))
+    _tell(console, stage, built, time.monotonic() - began)
+    return artifact
+
+
+def beside(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerConfig, console: Console) -> None:
+    """Help another process with the stage whose lock it holds: this one only computes."""
+    from upft.sampler import EnginePool
+    from upft.stages import Host
+
+    with EnginePool(compute) as engines:
+        _run(stage, _inputs(stage, store), store.unfinished(stage.name, stage.key),
+             Host(compute, tracker, console, engines, partial(_related, store)))
+
+
+def _inputs(stage: Stage, store: Store) -> dict[str, Path]:
+    """The folders upstream by role."""
+    found = {}
+    for role, one in stage.inputs.items():
+        artifact = store.find(one.name, one.key)
+        if artifact is None:
+            raise StoreError(f"{stage.label} needs {one.label}, and {one.name}/{one.key} is not in {store.root}",
+                             "run that stage first, or submit the sweep again with its command")
+        found[role] = artifact.path
+    return found
 
 
 def look(stage: Stage, store: Store, console: Console, repair: bool) -> Artifact | None:

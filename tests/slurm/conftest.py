@@ -1,0 +1,44 @@
+"""The cluster of these tests: started where it can be had, skipped with the reason where not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, ClusterError, install
+from login import Desk
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A running one, where UPFT_SLURM is set (required: a machine that cannot have it fails instead of skipping)."""
+    if not os.environ.get("UPFT_SLURM"):
+        pytest.skip("UPFT_SLURM is not set: UPFT_SLURM=1 installs and starts a real SLURM for these tests (Debian, root)")
+    root = Path(tempfile.mkdtemp(prefix="upft-slurm-", dir="/tmp"))  # short: the sockets' names have a limit
+    made = Cluster(root)
+    try:
+        install()
+        made.start()
+    except (ClusterError, OSError) as error:
+        shutil.rmtree(root, ignore_errors=True)
+        if os.environ.get("UPFT_SLURM") == "required":
+            raise
+        pytest.skip(f"no SLURM here: {error}")
+    try:
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def desk(cluster: Cluster, tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(cluster, tmp_path / "store")
+    yield made
+    for job in {one.partition("_")[0] for one in made.queue()}:
+        cluster.ask("scancel", job)
+    made.empty(60)

@@ -1,0 +1,83 @@
+"""Sweeps without SLURM: stages side by side, the serial run's results, one stage's failure no other cell's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from upft import local
+from upft.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ["sample.engine=transformers", "eval.engine=transformers", "data.arithmetic.questions=48",
+         "eval.tasks.arithmetic.arithmetic.questions=16", "train.batch_size=16", "compute.threads=1", "compute.accelerator=cpu",
+         "compute.retries=0"]
+CLOCKS = {"provenance.json", "ledger.json", "manifest.json", "metrics.jsonl", "results.json", "report.html", "README.md",
+          "train.json"}
+
+
+def run(store: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", *more, *SMALL, f"run.store={store}"],
+                          capture_output=True, text=True, cwd=ROOT, timeout=600)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(store)): f.read_bytes() for f in store.glob("[a-z]*/*/**/*")
+            if f.is_file() and f.name not in CLOCKS and "figures" not in f.parts and ".partial" not in str(f)}
+
+
+@pytest.mark.slow
+def test_side_by_side_is_the_serial_run(tmp_path):
+    cells = ["prefix.len=4,8", "sample.max_tokens=8"]
+    assert run(tmp_path / "serial", *cells).returncode == 0
+    out = run(tmp_path / "both", *cells, "compute.parallel=2")
+    assert out.returncode == 0, out.stderr
+    assert "2 cells, 11 distinct stages, 0 in the store" in out.stdout
+    assert contents(tmp_path / "both") == contents(tmp_path / "serial")
+    times = [json.loads(p.read_text()) for p in (tmp_path / "both").glob("train/*/provenance.json")]
+    assert max(t["started"] for t in times) < min(t["finished"] for t in times), "the trainings were not side by side"
+    again = run(tmp_path / "both", *cells, "compute.parallel=2")
+    assert ", 11 in the store, 0 under way, 0 to be made" in again.stdout
+
+
+@pytest.mark.slow
+def test_what_fails_is_told_and_leaves_the_others(tmp_path):
+    import shutil
+
+    good, bad = ROOT / "upft" / "toy" / "weights", tmp_path / "bad"
+    shutil.copytree(good, bad)
+    (bad / "model.safetensors").write_bytes((good / "model.safetensors").read_bytes()[:5000])
+    store = tmp_path / "store"
+    out = run(store, f"model.path={good},{bad}", "compute.parallel=2")
+    assert out.returncode == 1
+    assert f"1 of 2 cells have no report: model.path={bad}" in out.stderr
+    assert "Traceback" not in out.stderr
+    assert str(bad) in out.stdout
+    assert "again: " in out.stdout
+    assert len(list(store.glob("report/*"))) == 1
+    listed = subprocess.run([sys.executable, "-m", "upft.jobs", "list", "--store", str(store)], capture_output=True, text=True,
+                            cwd=ROOT, timeout=60)
+    assert listed.returncode == 0, listed.stderr
+    assert "1/2" in listed.stdout
+    [line] = [line for line in out.stdout.splitlines() if "again: " in line and "upft.stage" in line][:1]
+    repeated = subprocess.run(line.partition("again: ")[2], shell=True, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert repeated.returncode in (1, 2)
+    assert str(bad) in repeated.stderr
+    assert "Traceback" not in repeated.stderr
+
+
+def test_each_place_has_gpus_of_its_own(parse, monkeypatch):
+    compute = parse("compute.devices=2").compute
+    assert local.shares(2, compute, ["0", "1", "2", "3"]) == [{local.VISIBLE: "0,1"}, {local.VISIBLE: "2,3"}]
+    assert local.shares(3, compute, []) == [{}, {}, {}]
+    with pytest.raises(ConfigError, match=r"compute\.parallel=2 with compute\.devices=2: 3 GPUs"):
+        local.shares(2, compute, ["0", "1", "5"])
+    monkeypatch.setenv(local.VISIBLE, "3, 5")
+    assert local.devices(compute) == ["3", "5"]
+    monkeypatch.setenv(local.VISIBLE, "")
+    assert local.devices(compute) == []
+    assert local.devices(parse("compute.accelerator=cpu").compute) == []

@@ -1,0 +1,139 @@
+"""Cells -> distinct stages -> groups of jobs: counted on real plans, dependencies against the plans themselves."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from upft.plan import Plan, plan
+from upft.store import Hasher
+from upft.submission import ARRAY_LIMIT, Cell, Work, arrange, closure, failed_cells
+
+SMALL = ["sample.engine=transformers", "eval.engine=transformers", "sample.max_tokens=32"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> list[Path]:
+    """Two model folders with different weights."""
+    folders = []
+    for name in ("a", "b"):
+        folder = tmp_path_factory.mktemp(name)
+        for file, text in {"config.json": "{}", "model.safetensors": f"weights {name}", "tokenizer.json": "{}"}.items():
+            (folder / file).write_text(text)
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def sweep(parse, models) -> Callable[..., list[Cell]]:
+    """sweep(lengths, seeds, models) -> cells."""
+    hasher = Hasher()
+
+    def make(lengths=(4, 8, 16, 32), seeds=(0, 1, 2), count=2, *more: str) -> list[Cell]:
+        return [Cell(f"{m.name} {t} {s}", plan(parse(*SMALL, f"model.path={m}", f"prefix.len={t}", f"seed={s}", *more), hasher))
+                for m, t, s in itertools.product(models[:count], lengths, seeds)]
+
+    return make
+
+
+def names(work: Work) -> Counter[str]:
+    return Counter((stage.name if stage.name != "evaluate" else "evaluate " + ("trained" if stage.inputs else "base"))
+                   for group in work.groups for stage in group.stages)
+
+
+def test_24_cells_share_what_their_seed_and_length_do_not_reach(sweep):
+    """The seed draws the samples and the answers, so what is sampled or asked is shared among lengths, not among seeds."""
+    work = arrange(sweep(), there=set())
+    assert names(work) == {"sample": 6, "diagnose": 6, "evaluate base": 6, "build": 24, "train": 24, "evaluate trained": 24,
+                           "report": 24}
+    one_seed = arrange(sweep(seeds=(0,)), there=set())
+    assert names(one_seed) == {"sample": 2, "diagnose": 2, "evaluate base": 2, "build": 8, "train": 8, "evaluate trained": 8,
+                               "report": 8}
+    shared = next(stage for stage in one_seed.stages if stage.name == "sample")
+    assert one_seed.served[shared.key] == 4
+
+
+def test_equal_shapes_of_one_depth_are_one_array(sweep):
+    work = arrange(sweep(), there=set())
+    assert [(g.name, len(g.stages), g.depth) for g in work.groups] == [
+        ("sample", 6, 0), ("evaluate", 6, 0), ("diagnose", 6, 1), ("build", 24, 1), ("train", 24, 2), ("evaluate", 24, 3),
+        ("report", 24, 4)]
+    apart = arrange(sweep(), there=set(), shape=lambda stage: stage.key)
+    assert all(len(group.stages) == 1 for group in apart.groups)
+    assert names(apart) == names(work)
+
+
+def reached(work: Work, key: str) -> set[str]:
+    """All stages that a job waits for, directly or not."""
+    found, front = set(), list(work.after[key])
+    while front:
+        one = front.pop()
+        if one not in found:
+            found.add(one)
+            front += work.after[one]
+    return found
+
+
+def test_a_job_waits_for_all_its_missing_inputs_and_for_no_more(sweep):
+    cells = sweep(seeds=(0,))
+    everything = {stage.key: stage for cell in cells for stage in cell.plan.stages}
+    hits = {stage.key for stage in everything.values() if stage.name in ("sample", "diagnose")}
+    for there in (set(), hits):
+        work = arrange(cells, there)
+        place = {stage.key: i for i, group in enumerate(work.groups) for stage in group.stages}
+        assert set(place) == set(everything) - there == work.todo
+        for key in place:
+            needed = {stage.key for stage in closure(everything[key]).stages} - {key} - there
+            assert reached(work, key) == needed
+            assert all(place[one] < place[key] for one in work.after[key]), "submitted before what it waits for"
+    report = cells[0].plan.report
+    assert {everything[key].name for key in arrange(cells, set()).after[report.key]} == {"evaluate", "diagnose"}
+
+
+def test_hits_and_jobs_under_way_are_not_submitted(sweep):
+    cells = sweep(seeds=(0,))
+    keys = [stage.key for stage in arrange(cells, set()).stages]
+    assert arrange(cells, there=set(keys)).groups == ()
+    assert arrange(cells, there=set(), under_way=set(keys)).groups == ()
+    train = next(stage for stage in cells[0].plan.stages if stage.name == "train")
+    only = arrange(cells, there=set(keys) - {train.key})
+    assert only.todo == {train.key}
+    assert only.after == {train.key: ()}
+    later = arrange(cells, there={k for k in keys if k not in (train.key, cells[0].plan.report.key)}, under_way={train.key})
+    assert later.todo == {cells[0].plan.report.key}
+    assert later.after[cells[0].plan.report.key] == (train.key,)
+
+
+def test_a_failed_stage_blocks_only_the_cells_that_need_it(sweep):
+    cells = sweep(seeds=(0,), count=1)
+    train = next(stage for stage in cells[0].plan.stages if stage.name == "train")
+    work = arrange(cells, there=set(), refused={train.key})
+    behind = {stage.key for stage in work.stages if train.key in {one.key for one in closure(stage).stages}}
+    assert set(work.blocked) == behind
+    assert set(work.blocked.values()) == {train.key}
+    assert work.todo == {stage.key for stage in work.stages} - behind
+    assert failed_cells(cells, there=work.todo) == [cells[0].name]
+
+
+def test_arrays_have_a_limit(sweep):
+    [cell] = sweep(lengths=(4,), seeds=(0,), count=1)
+    from dataclasses import replace
+
+    report = cell.plan.report
+    many = [Cell(str(i), Plan((*cell.plan.stages[:-1], replace(report, spec=replace(report.spec, title=str(i))))))
+            for i in range(ARRAY_LIMIT + 5)]
+    sizes = [len(group.stages) for group in arrange(many, there=set()).groups if group.name == "report"]
+    assert sizes == [ARRAY_LIMIT, 5]
+
+
+def test_closure_is_the_cell(sweep):
+    for cell in sweep(lengths=(4,), seeds=(0,)):
+        found = closure(cell.plan.report)
+        assert {stage.key for stage in found.stages} == {stage.key for stage in cell.plan.stages}
+        assert found.report is cell.plan.report
+        for i, stage in enumerate(found.stages):
+            assert {one.key for one in stage.inputs.values()} <= {one.key for one in found.stages[:i]}

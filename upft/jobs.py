@@ -1,0 +1,147 @@
+"""The jobs of sweeps: what is queued, running, done and failed.
+
+list [SWEEP]     every sweep of the store, or one with its stages; the end of a failed stage's log and how to repeat it
+logs KEY         the output of a stage's last job
+cancel [SWEEP]   end the jobs of a sweep that no other sweep needs; what is finished stays
+retry [SWEEP]    submit what is missing again, also what has failed
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from upft import door
+
+# Top floor, thin: arguments in, tables out.
+if TYPE_CHECKING:
+    from upft.console import Console
+    from upft.records import Records, Sweep
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the arguments, do it. Exits with status 2 where that cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m upft.jobs", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="list", choices=["list", "logs", "cancel", "retry"])
+    parser.add_argument("which", nargs="?", metavar="SWEEP|KEY",
+                        help="a sweep's id (default: the last one); a stage's key for logs")
+    parser.add_argument("--store", type=Path, default=Path("store"), help="the folder of artifacts (default: %(default)s)")
+    parser.add_argument("--lines", type=int, default=40, help="of a log (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    with door.one_message(status=2):
+        from upft.console import Console
+        from upft.records import Records
+        from upft.store import Store
+
+        console, records = Console(), Records(Store(given.store))
+        match given.what:
+            case "list":
+                sweeps_table(records, console) if given.which is None else show(records, _sweep(records, given.which), console)
+            case "logs":
+                logs(records, given.which, given.lines)
+            case "cancel":
+                cancel(records, _sweep(records, given.which), console)
+            case "retry":
+                retry(records, _sweep(records, given.which), console)
+
+
+def sweeps_table(records: Records, console: Console) -> None:
+    """A line a sweep; the last one in full."""
+    from rich.table import Table
+
+    from upft.records import State
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("sweep", "submitted", "cells done", *(state.value for state in State)):
+        table.add_column(column, no_wrap=True)
+    sweeps = records.sweeps()
+    for sweep in sweeps:
+        cells = records.cells(sweep)
+        standings = records.standings({s.key: s for cell in cells for s in cell.plan.stages}.values())
+        counts = Counter(one.state for one in standings.values())
+        done = sum(standings[cell.plan.report.key].state is State.done for cell in cells)
+        table.add_row(sweep.id, sweep.submitted, f"{done}/{len(cells)}", *(str(counts[state] or "") for state in State))
+    console.say(table if sweeps else f"no sweep was submitted from {records.store.root}")
+    if sweeps:
+        show(records, sweeps[-1], console)
+
+
+def show(records: Records, sweep: Sweep, console: Console) -> None:
+    """A sweep's stages, and of the failed ones the reason."""
+    import shlex
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from upft.board import COLOUR, tell_failures
+
+    cells = records.cells(sweep)
+    stages = list({stage.key: stage for cell in cells for stage in cell.plan.stages}.values())
+    standings = records.standings(stages)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "key", "job", "state", ""):
+        table.add_column(column, no_wrap=True)
+    for stage in stages:
+        one = standings[stage.key]
+        table.add_row(escape(stage.label), stage.key, one.record.job if one.record else "",
+                      f"[{COLOUR[one.state]}]{one.state.value}[/]", escape(one.reason))
+    console.say(f"\nsweep {sweep.id}, from {sweep.folder}: {escape(shlex.join(sweep.command))}")
+    console.say(table)
+    tell_failures(console, cells, standings, stages)
+
+
+def logs(records: Records, key: str | None, lines: int) -> None:
+    """The end of a stage's log, as it is."""
+    from upft.board import tail
+    from upft.errors import StoreError
+
+    record = records.record(key) if key is not None else None
+    if record is None:
+        raise StoreError(f"{key}: no stage with this key was submitted from {records.store.root}",
+                         "python -m upft.jobs list SWEEP shows the keys")
+    sys.stdout.write("".join(f"{line}\n" for line in tail(Path(record.log), lines)))
+
+
+def cancel(records: Records, sweep: Sweep, console: Console) -> None:
+    """End a sweep's jobs, but for those another sweep waits for."""
+    from upft import slurm
+    from upft.records import State
+
+    others = {stage.key for other in records.sweeps() if other.id != sweep.id for cell in records.cells(other)
+              for stage in cell.plan.stages}
+    stages = {stage.key: stage for cell in records.cells(sweep) for stage in cell.plan.stages if stage.key not in others}
+    jobs = [one.record.job for one in records.standings(stages.values()).values()
+            if one.record is not None and one.state in (State.queued, State.running)]
+    if jobs:
+        slurm.cancel(jobs)
+    console.say(f"sweep {sweep.id}: {len(jobs)} jobs cancelled")
+
+
+def retry(records: Records, sweep: Sweep, console: Console) -> None:
+    """Submit again."""
+    from upft import launcher
+    from upft.records import now, read_machine
+
+    machine = read_machine(Path(sweep.machine))
+    launcher.go(replace(sweep, submitted=now()), records.cells(sweep), records.store, replace(machine.compute, retry=True),
+                machine.tracker, console)
+
+
+def _sweep(records: Records, which: str | None) -> Sweep:
+    from upft.errors import StoreError
+
+    sweeps = records.sweeps()
+    found = sweeps[-1:] if which is None else [sweep for sweep in sweeps if sweep.id.startswith(which)]
+    if len(found) != 1:
+        raise StoreError(f"{which or 'no sweep'}: {'several sweeps have' if found else 'no sweep has'} an id that begins so",
+                         "known: " + ", ".join(sweep.id for sweep in sweeps) if sweeps else "give its store with --store DIR")
+    return found[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Sweeps: every cell of a multirun at once, as jobs that wait for each other.
+
+Floor 7, on submitit. Cells become distinct stages (`upft.submission`); a stage is submitted once, equal shapes as an array.
+The arrays are held until each job has been told which jobs it waits for. The same command again submits only what is missing.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from upft import local, multirun, pipeline, slurm
+from upft.attempt import Attempt, path
+from upft.board import Board, show_plan
+from upft.choices import Accelerator
+from upft.config import Config
+from upft.console import Console
+from upft.errors import ConfigError, SlurmError, SweepError
+from upft.machine import ComputeConfig, ResourcesConfig, SlurmConfig, TrackerConfig
+from upft.plan import Stage, distinct, plan
+from upft.records import Machine, Record, Records, State, Sweep, now
+from upft.store import Store, digest
+from upft.submission import ON_GPU, Cell, Group, Work, arrange
+
+if TYPE_CHECKING:
+    from hydra.types import HydraContext
+
+POLL_S = 10.0
+"""Seconds between two looks at the queue with compute.wait=true."""
+
+
+def one(config: Config) -> None:
+    """What run.py hands over: a single cell."""
+    if config.compute.slurm is None:
+        pipeline.main(config)
+    else:
+        launch([config], [Cell("the cell", plan(config))], Console())
+
+
+def sweep(context: HydraContext, master: DictConfig, overrides: Sequence[Sequence[str]], to_slurm: bool) -> None:
+    """What Hydra's -m hands over. Raises before anything starts if a cell cannot hold."""
+    configs = multirun.configs(context, master, overrides)
+    if to_slurm:
+        configs = [with_slurm(config) for config in configs]
+    launch(configs, multirun.cells(configs, overrides), Console())
+
+
+def with_slurm(config: Config) -> Config:
+    """compute.slurm with the defaults where hydra/launcher=slurm was chosen without compute=slurm."""
+    if config.compute.slurm is not None:
+        return config
+    settings = SlurmConfig(gpu=ResourcesConfig(), cpu=ResourcesConfig())
+    return replace(config, compute=replace(config.compute, slurm=settings))
+
+
+def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -> None:
+    """Run or submit planned cells. Raises SweepError where cells failed and somebody waited for them."""
+    first = configs[0]
+    if first.plan and len(cells) > 1:
+        show_plan(cells, Store(first.run.store), console)
+        return
+    if first.plan or (first.compute.slurm is None and first.compute.parallel == 1):
+        for config in configs:
+            pipeline.main(config, console)
+        return
+    for name in ("compute", "tracker", "run"):
+        odd = next((i for i, config in enumerate(configs) if getattr(config, name) != getattr(first, name)), None)
+        if odd is not None:
+            raise ConfigError(f"cell {cells[odd].name}: {name} is not that of the first cell",
+                              f"sweep over science settings; give {name} once for all cells")
+    if first.run.export is not None:
+        raise ConfigError(f"run.export={first.run.export}: jobs do not export",
+                          "when they are done, run the cell's own command without SLURM: all is there, it only exports")
+    sweep_id = digest(sorted(cell.plan.report.key for cell in cells))[:8]
+    store = Store(first.run.store)
+    store.prepare()
+    if first.run.repair:
+        for stage in distinct(cell.plan for cell in cells):
+            pipeline.look(stage, store, console, repair=True)
+    tracker = first.tracker if first.tracker.group is not None else replace(first.tracker, group=f"sweep-{sweep_id}")
+    go(Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells}),
+       cells, store, first.compute, tracker, console)
+
+
+def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig, tracker: TrackerConfig,
+       console: Console) -> None:
+    """Submit (or run here) what is missing of these cells."""
+    records = Records(store)
+    stages = distinct(cell.plan for cell in cells)
+    standings = records.standings(stages)
+    by = {state: {key for key, one in standings.items() if one.state is state} for state in State}
+    work = arrange(cells, there=by[State.done], under_way=by[State.queued] | by[State.running],
+                   refused=set() if compute.retry else by[State.failed], shape=lambda stage: shape(stage, compute))
+    records.describe(stages)
+    folder = records.root / "submitted" / f"{sweep.id}-{uuid.uuid4().hex[:8]}"
+    machine = folder / "machine.json"
+    records.keep_machine(machine, Machine(compute, tracker))
+    records.keep_sweep(replace(sweep, machine=str(machine)))
+    board = Board(console, store.root, sweep, cells, work)
+    if compute.slurm is None:
+        local.run(work, records, compute, machine, board)
+    else:
+        jobs = {key: one.record.job for key, one in standings.items()
+                if one.record is not None and one.state in (State.queued, State.running)}
+        jobs |= submit(work, records, compute, compute.slurm, machine, jobs)
+        board.table(standings, jobs)
+        if compute.wait:
+            _wait(work, records, board)
+    standings = records.standings(work.stages)
+    lacking = [cell.name for cell in cells if standings[cell.plan.report.key].state is not State.done]
+    if (compute.slurm is None or compute.wait) and lacking:
+        board.failures(standings)
+        raise SweepError(f"{len(lacking)} of {len(cells)} cells have no report: {'; '.join(lacking[:5])}"
+                         + (" and others" if len(lacking) > 5 else ""),
+                         f"python -m upft.jobs --store {store.root} tells why; the same command with compute.retry=true "
+                         "tries again what has failed")
+
+
+def shape(stage: Stage, compute: ComputeConfig) -> tuple[str, int]:
+    """What must be equal in the jobs of one array."""
+    return stage.name, nodes(stage, compute)
+
+
+def nodes(stage: Stage, compute: ComputeConfig) -> int:
+    """Nodes a stage spans: only training spans several."""
+    return compute.nodes if stage.name == "train" else 1
+
+
+def resources(name: str, compute: ComputeConfig, settings: SlurmConfig) -> ResourcesConfig:
+    """What a stage asks for, nulls filled in."""
+    uses = name in ON_GPU
+    kind, own = settings.gpu if uses else settings.cpu, settings.stages.get(name, ResourcesConfig())
+    found = ResourcesConfig(**{field: getattr(kind, field) if getattr(own, field) is None else getattr(own, field)
+                               for field in ("partition", "gpus", "cpus", "mem_gb", "minutes")})
+    if uses and found.gpus is None:
+        found.gpus = 0 if compute.accelerator is Accelerator.cpu else compute.devices
+    return found
+
+
+def submit(work: Work, records: Records, compute: ComputeConfig, settings: SlurmConfig, machine: Path,
+           jobs: Mapping[str, str]) -> dict[str, str]:
+    """Job of each submitted stage, by key. jobs: of the stages that are under way. What was submitted is cancelled if
+    anything goes wrong before all of it is."""
+    if not slurm.here():
+        raise SlurmError("compute=slurm: there is no sbatch on this machine",
+                         "start it on a cluster's login node, or use compute=local compute.parallel=N")
+    made: dict[str, str] = {}
+    heads: list[str] = []
+    records.forget(work.todo)
+    try:
+        for group in work.groups:
+            ids = _submit(group, records, compute, settings, machine, held=any(work.after[s.key] for s in group.stages))
+            made |= {stage.key: job for stage, (job, _) in zip(group.stages, ids, strict=True)}
+            heads.append(ids[0][0].partition("_")[0])
+            for stage, (job, log) in zip(group.stages, ids, strict=True):
+                records.keep(Record(stage.key, job, _name(group, machine), log))
+        every = {**jobs, **made}
+        after = {job: [every[needed] for needed in work.after[key]] for key, job in made.items()}
+        held = {job.partition("_")[0] for job, needed in after.items() if needed}
+        if held:
+            slurm.depend(after, [head for head in heads if head in held])
+    except BaseException:
+        with suppress(SlurmError):
+            slurm.cancel(heads)
+        raise
+    return made
+
+
+def _submit(group: Group, records: Records, compute: ComputeConfig, settings: SlurmConfig, machine: Path,
+            held: bool) -> list[tuple[str, str]]:
+    """(job, log) of each stage of a group."""
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    asked = resources(group.name, compute, settings)
+    count = nodes(group.stages[0], compute)
+    tasks = compute.devices if group.name == "train" and count * compute.devices > 1 and count > 1 else 1
+    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues)
+    known: dict[str, Any] = {
+        "job_name": _name(group, machine), "partition": asked.partition, "time": asked.minutes or 60 * 24, "nodes": count,
+        "ntasks_per_node": tasks, "cpus_per_task": asked.cpus, "gpus_per_node": asked.gpus or None,
+        "mem": None if asked.mem_gb is None else f"{asked.mem_gb}GB", "signal_delay_s": settings.signal_s,
+        "array_parallelism": settings.array, "stderr_to_stdout": True, "srun_args": ["--kill-on-bad-exit=1"],
+        "setup": [f"export {name}={shlex.quote(value)}" for name, value in path().items()] + list(settings.setup)}
+    more: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **settings.sbatch}
+    if held:
+        more["hold"] = True
+    executor.update_parameters(**{name: value for name, value in known.items() if value is not None},
+                               additional_parameters=more)
+    work = [Attempt(str(records.store.root), stage.key, str(machine), compute.retries) for stage in group.stages]
+    try:
+        jobs = executor.submit_array(work)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise SlurmError(f"sbatch refused {group.name}: {str(error).strip().splitlines()[-1]}",
+                         "mend compute.slurm (partition, gpus, mem_gb, minutes, sbatch); sinfo shows what there is") from error
+    return [(job.job_id, str(job.paths.stdout)) for job in jobs]
+
+
+def _name(group: Group, machine: Path) -> str:
+    """A job's name, of this submission alone: an id that another cluster has given before is not taken for it."""
+    return f"upft-{group.name}-{machine.parent.name}"
+
+
+def _wait(work: Work, records: Records, board: Board) -> None:
+    """Until no job of these is left."""
+    while True:
+        standings = records.standings(work.stages)
+        board.progress(standings)
+        if not any(one.state in (State.queued, State.running) for one in standings.values()):
+            return
+        time.sleep(POLL_S)

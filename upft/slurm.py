@@ -1,0 +1,109 @@
+"""What SLURM says of jobs, and what it is told, through its own commands.
+
+Floor 0: knows no stage and no store. What a job has achieved is not asked here: SLURM calls a job completed whose
+work has failed, and forgets what ended some minutes ago. It is asked only what is still to come or under way.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from upft.errors import SlurmError
+
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+        "TIMEOUT"}
+TIMEOUT_S = 120
+HELD = "DependencyNeverSatisfied"
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that is not over. id: `123`, or `123_4` of an array. state and reason in SLURM's words."""
+
+    id: str
+    name: str
+    state: str
+    reason: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has yet to start (again)."""
+        return self.state in WAITING
+
+
+def here() -> bool:
+    """Whether this machine can submit jobs."""
+    return shutil.which("sbatch") is not None
+
+
+def queue() -> dict[str, Queued]:
+    """This user's jobs that are not over, by id. Raises SlurmError where SLURM does not answer."""
+    said = _run(["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%j|%T|%r"])
+    found = {}
+    for line in said.splitlines():
+        identity, _, rest = line.strip().partition("|")
+        name, state, reason = (*rest.rsplit("|", 2), "", "")[:3]
+        if state not in OVER and reason != HELD:
+            found[identity] = Queued(identity, name, state, reason)
+    return found
+
+
+def own_job() -> str | None:
+    """This process's job: its raw number and how often it was restarted, `123.1`; None outside a job."""
+    number = os.environ.get("SLURM_JOB_ID")
+    return None if number is None else f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def ended(job: str) -> bool:
+    """Whether a job known by `own_job` is over, or was started again since. False where SLURM cannot tell."""
+    number, _, restarts = job.partition(".")
+    if os.environ.get("SLURM_JOB_ID") == number:
+        return os.environ.get("SLURM_RESTART_COUNT", "0") != restarts
+    try:
+        done = subprocess.run(["scontrol", "show", "job", number, "--oneliner"], capture_output=True, text=True,
+                              timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    if done.returncode:
+        return "Invalid job id" in done.stdout + done.stderr
+    told = dict(re.findall(r"(JobId|JobState|Restarts)=(\S+)", done.stdout))
+    return told.get("JobState") in OVER | WAITING or told.get("Restarts", restarts) != restarts
+
+
+def depend(after: Mapping[str, Sequence[str]], release: Iterable[str]) -> None:
+    """Let each held job start when those it needs have ended well, and let go of them all. Raises SlurmError."""
+    lines = [f"update jobid={job} dependency=" + ",".join(f"afterok:{one}" for one in needed)
+             for job, needed in after.items() if needed]
+    lines += [f"release {job}" for job in release]
+    done = subprocess.run(["scontrol"], input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=600, check=False)
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"error|invalid|denied", line, re.I)]
+    if done.returncode or errors:
+        raise SlurmError(f"scontrol refused the jobs' dependencies: {(errors or [done.stderr.strip()])[0]}",
+                         "ask the cluster's administrators whether users may change their waiting jobs")
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """End jobs; those that are over already do not matter."""
+    ids = list(jobs)
+    for first in range(0, len(ids), 500):
+        _run(["scancel", "--quiet", *ids[first:first + 500]])
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except FileNotFoundError as error:
+        raise SlurmError(f"compute=slurm: there is no {command[0]} on this machine",
+                         "start it on a cluster's login node, or use compute=local compute.parallel=N") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]} has not answered for {TIMEOUT_S} s", "try again when the cluster answers") from error
+    if done.returncode:
+        raise SlurmError(f"{command[0]} failed: {done.stderr.strip()}", "see whether the cluster is up: sinfo")
+    return done.stdout
