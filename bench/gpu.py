@@ -28,7 +28,7 @@ from upft import adapters, models
 from upft.choices import Precision
 from upft.errors import TrainError
 from upft.ledger import training_flops
-from upft.plan import LoraSpec
+from upft.specs import LoraSpec
 
 QWEN = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 SHAPES: dict[str, dict[str, Any]] = {

@@ -16,9 +16,9 @@ import numpy as np
 from upft import datasets, models, packing, prefix
 from upft.choices import AnswerFormat
 from upft.library import SUFFIX
-from upft.plan import ContentRef, PromptSpec, QuestionsSpec
 from upft.prefix import UNSUPERVISED, Row
 from upft.prompts import Prompter
+from upft.specs import ContentRef, PromptSpec, QuestionsSpec
 
 PREFIX_LEN = 32
 """Tokens of a prefix row's completion before its EOS (the paper's Qwen-Math setting)."""

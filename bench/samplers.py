@@ -24,7 +24,7 @@ from upft import models
 from upft.choices import AnswerFormat, Dtype, Engine
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import ContentRef, ModelSpec, PromptSpec, QuestionsSpec, SampleSpec, SamplingSpec
+from upft.specs import ContentRef, ModelSpec, PromptSpec, QuestionsSpec, SampleSpec, SamplingSpec
 
 IN_PROCESS = "vllm.LLM in process"
 WARM_UP = (8, 1, 4)

@@ -9,7 +9,7 @@ import pytest
 from upft.choices import AnswerFormat
 from upft.datasets import load
 from upft.errors import DataError
-from upft.plan import ContentRef, Generated, HubRef, QuestionsSpec
+from upft.specs import ContentRef, Generated, HubRef, QuestionsSpec
 
 
 def spec(path, question="question", answer=None, fmt=AnswerFormat.plain, limit=None) -> QuestionsSpec:

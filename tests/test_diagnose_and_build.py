@@ -18,9 +18,9 @@ from upft.console import Console
 from upft.errors import DataError
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import BuildSpec, ContentRef, DiagnoseSpec, ModelSpec, PromptSpec
 from upft.prompts import Prompter
 from upft.sampler import EnginePool
+from upft.specs import BuildSpec, ContentRef, DiagnoseSpec, ModelSpec, PromptSpec
 from upft.stages import Host, build, diagnose
 
 WEIGHTS = Path(__file__).parent.parent / "upft" / "toy" / "weights"

@@ -22,7 +22,8 @@ from upft import asking, datasets, evaluation, pipeline
 from upft.choices import AnswerFormat, AnswerKind
 from upft.console import Console
 from upft.errors import ConfigError, DataError, ModelError
-from upft.plan import ContentRef, EvaluateSpec, QuestionsSpec, plan
+from upft.plan import plan
+from upft.specs import ContentRef, EvaluateSpec, QuestionsSpec
 from upft.store import Store
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,8 @@ from upft.config import Config
 from upft.console import Console
 from upft.errors import StoreError
 from upft.ledger import Ledger
-from upft.plan import EvaluateSpec, Plan, Stage, TrainSpec, plan
+from upft.plan import Plan, Stage, plan
+from upft.specs import EvaluateSpec, TrainSpec
 from upft.store import Hasher, Store
 
 ROOT = Path(__file__).parent.parent

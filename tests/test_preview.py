@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from upft import datasets, prefix, preview
-from upft.plan import Plan, SampleSpec, Stage, plan
+from upft.plan import Plan, Stage, plan
+from upft.specs import SampleSpec
 from upft.store import Hasher, Store
 
 

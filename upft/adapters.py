@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from upft import models
 from upft.errors import ConfigError, ModelError, nearest
-from upft.plan import HubRef, LoraSpec
+from upft.specs import HubRef, LoraSpec
 
 if TYPE_CHECKING:
     import torch

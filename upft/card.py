@@ -18,8 +18,8 @@ from typing import Any
 from upft import store
 from upft.ledger import FILE as LEDGER
 from upft.ledger import Ledger
-from upft.plan import ContentRef, EvaluateSpec, Generated, HubRef, QuestionsSpec, TrainSpec
 from upft.report import wording as w
+from upft.specs import ContentRef, EvaluateSpec, Generated, HubRef, QuestionsSpec, TrainSpec
 from upft.statistics import Estimate, Paired
 
 FILE = "README.md"

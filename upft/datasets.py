@@ -14,8 +14,8 @@ from typing import Any
 
 from upft.choices import AnswerFormat
 from upft.errors import DataError, nearest
-from upft.plan import ContentRef, Generated, HubRef, QuestionsSpec
 from upft.prefix import question_id
+from upft.specs import ContentRef, Generated, HubRef, QuestionsSpec
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from upft import asking, datasets, rollouts, shapes
 from upft.errors import ConfigError, DataError
-from upft.plan import EvaluateSpec, HubRef
 from upft.prompts import Prompter
 from upft.sampler import Sampling
+from upft.specs import EvaluateSpec, HubRef
 
 
 def items(spec: EvaluateSpec) -> tuple[list[asking.Item], datasets.Questions]:

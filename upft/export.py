@@ -20,7 +20,8 @@ from upft import card
 from upft.config import Config
 from upft.errors import StoreError
 from upft.ledger import Ledger
-from upft.plan import EvaluateSpec, Plan, SampleSpec, Stage, TrainSpec
+from upft.plan import Plan, Stage
+from upft.specs import EvaluateSpec, SampleSpec, TrainSpec
 from upft.statistics import Estimate, Paired
 from upft.store import Artifact, Store, canonical, digest
 

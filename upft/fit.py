@@ -35,7 +35,7 @@ MICRO_BATCH_TOKENS = {"cpu": 2048, "gpu": 16384}
 
 
 class Settings(Protocol):
-    """The science of a training: `plan.TrainSpec` and `config.TrainConfig` both fit."""
+    """The science of a training: `specs.TrainSpec` and `config.TrainConfig` both fit."""
 
     @property
     def epochs(self) -> int: ...

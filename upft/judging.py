@@ -14,8 +14,8 @@ from typing import Any
 
 from upft import models, rollouts, shapes
 from upft.errors import DataError, ModelError
-from upft.plan import HubRef, JudgeSpec, PromptSpec
 from upft.prompts import Prompter
+from upft.specs import HubRef, JudgeSpec, PromptSpec
 
 BLANKS = re.compile(r"\{(question|gold|solution)\}")
 

@@ -18,10 +18,10 @@ from upft import datasets, grading, models, prefix, rollouts, statistics
 from upft.choices import AnswerFormat
 from upft.console import Console
 from upft.datasets import Question
-from upft.plan import ContentRef, Generated, PromptSpec, QuestionsSpec, SamplingSpec
 from upft.prefix import Row
 from upft.prompts import Prompter
 from upft.sampler import resolve_sampling
+from upft.specs import ContentRef, Generated, PromptSpec, QuestionsSpec, SamplingSpec
 
 if TYPE_CHECKING:
     import numpy as np

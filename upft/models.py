@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upft.errors import ModelError
-from upft.plan import ContentRef, HubRef
+from upft.specs import ContentRef, HubRef
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,9 @@ from upft.choices import CutUnit
 from upft.config import Config
 from upft.console import Console
 from upft.ledger import model_flops
-from upft.plan import BuildSpec, DiagnoseSpec, EvaluateSpec, PairSpec, Plan, SampleSpec, Stage, TrainSpec
+from upft.plan import Plan, Stage
 from upft.prompts import Prompter
+from upft.specs import BuildSpec, DiagnoseSpec, EvaluateSpec, PairSpec, SampleSpec, TrainSpec
 from upft.stages import build as build_stage
 from upft.store import Store
 

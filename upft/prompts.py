@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from jinja2.exceptions import TemplateError
 
 from upft.errors import DataError, ModelError
-from upft.plan import PromptSpec
 from upft.prefix import first_words
+from upft.specs import PromptSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

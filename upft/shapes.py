@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from upft.plan import HubRef
+from upft.specs import HubRef
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from upft.plan import ContentRef, ModelSpec, PromptSpec
+from upft.specs import ContentRef, ModelSpec, PromptSpec
 
 WEIGHTS = Path(__file__).parent.parent.parent / "upft" / "toy" / "weights"
 MODEL = ModelSpec(ContentRef("0" * 64, str(WEIGHTS)), False)

@@ -9,7 +9,8 @@ import pytest
 
 from upft.choices import MethodName
 from upft.errors import ConfigError
-from upft.plan import Plan, SampleSpec, Stage, covered, distinct, holds, plan, relatives
+from upft.plan import Plan, Stage, covered, distinct, holds, plan, relatives
+from upft.specs import SampleSpec
 from upft.store import Hasher
 
 ENGINES = ["sample.engine=transformers", "eval.engine=transformers"]

@@ -15,7 +15,7 @@ from upft import prefix
 from upft.choices import CutUnit, MethodName
 from upft.errors import DataError
 from upft.ledger import Ledger
-from upft.plan import BuildSpec, GradeSpec, PairSpec
+from upft.specs import BuildSpec, GradeSpec, PairSpec
 from upft.stages import build, grade, pair
 
 SUFFIX = " Only the first step, please."

@@ -17,8 +17,8 @@ from upft import adapters, models, prefix
 from upft.choices import Precision, Score
 from upft.errors import DataError
 from upft.ledger import Ledger
-from upft.plan import LoraSpec, VerifySpec
 from upft.prompts import Prompter
+from upft.specs import LoraSpec, VerifySpec
 from upft.stages import verify
 
 SPEC = VerifySpec(MODEL, "toy", Score.likelihood, Precision.fp32, False)

@@ -9,8 +9,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from upft.errors import DataError, ModelError
-from upft.plan import PromptSpec
 from upft.prompts import Prompter
+from upft.specs import PromptSpec
 
 QUESTION = "What is $2 + 2$?"
 SUFFIX = (" Please provide the initial step towards resolving the question. This step may serve as a foundation "

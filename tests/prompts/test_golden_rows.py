@@ -16,8 +16,8 @@ import pytest
 
 from upft import prefix
 from upft.choices import CutUnit, MethodName
-from upft.plan import BuildSpec, HubRef, ModelSpec, PromptSpec
 from upft.prompts import Prompter
+from upft.specs import BuildSpec, HubRef, ModelSpec, PromptSpec
 from upft.stages.build import Tally, build
 
 WEIGHTS = Path(__file__).parents[2] / "upft" / "toy" / "weights"

@@ -11,7 +11,7 @@ from typing import Any
 from upft.choices import MethodName
 from upft.diagnosis import Diagnosis, Trace
 from upft.ledger import Ledger
-from upft.plan import ReportSpec
+from upft.specs import ReportSpec
 from upft.toy.arithmetic import Difficulty, problems, solution
 
 KEY = "0123456789abcdef0123"

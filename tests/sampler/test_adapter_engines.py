@@ -14,8 +14,8 @@ from upft import adapters, models
 from upft.choices import Accelerator, Dtype, Engine
 from upft.errors import EngineError, ModelError
 from upft.machine import ComputeConfig
-from upft.plan import LoraSpec
 from upft.sampler import Completion, EnginePool, Request, Sampling, open_engine
+from upft.specs import LoraSpec
 
 CPU = ComputeConfig(accelerator=Accelerator.cpu, threads=1)
 VLLM = ComputeConfig(threads=1, cpu_kv_cache_gib=1, gpu_memory_utilization=0.3, enforce_eager=True)

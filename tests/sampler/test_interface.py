@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from upft.choices import Accelerator, Dtype, Engine
 from upft.errors import EngineError, ModelError
 from upft.machine import ComputeConfig
-from upft.plan import SamplingSpec
 from upft.sampler import EnginePool, Request, fitted, open_engine, request_seed, resolve_sampling
+from upft.specs import SamplingSpec
 
 COMPUTE = ComputeConfig(accelerator=Accelerator.cpu, threads=1)
 

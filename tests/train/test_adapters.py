@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from upft import adapters, models
 from upft.errors import ConfigError, ModelError
-from upft.plan import LoraSpec
+from upft.specs import LoraSpec
 
 IDS = torch.arange(3, 40)[None]
 ALL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -222,7 +222,7 @@ def test_a_base_model_of_the_hub_is_named_with_its_revision(model_folder: Callab
 import json, sys, torch
 from pathlib import Path
 from upft import adapters, models
-from upft.plan import HubRef, LoraSpec
+from upft.specs import HubRef, LoraSpec
 source, out = HubRef("some-org/some-model", {REVISION!r}), Path("adapter")
 model = models.load_model(source, torch.float32)
 adapters.attach(model, LoraSpec(2, 4.0, 0.0, None, False), 0)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from upft import adapters, card, models
 from upft.choices import AnswerFormat, AnswerKind, CutUnit, Dtype, Engine, MethodName, Precision, Protocol, Reduction
 from upft.ledger import Ledger
-from upft.plan import (
+from upft.specs import (
     BuildSpec,
     ContentRef,
     EvaluateSpec,

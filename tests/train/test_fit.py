@@ -27,8 +27,8 @@ from upft.console import Console
 from upft.errors import ConfigError, TrainError
 from upft.fit import Fitted, fit
 from upft.machine import ComputeConfig
-from upft.plan import LoraSpec
 from upft.prefix import UNSUPERVISED, Row, read_rows, write_rows
+from upft.specs import LoraSpec
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

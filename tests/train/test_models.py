@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from upft import models
 from upft.errors import ModelError
-from upft.plan import ContentRef, HubRef
+from upft.specs import ContentRef, HubRef
 
 HUB = HubRef("some-org/some-model", "0" * 40)
 

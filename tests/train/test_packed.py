@@ -13,8 +13,8 @@ from upft import attention, matmul, models, packed, packing
 from upft.choices import Reduction
 from upft.errors import TrainError
 from upft.module import step_batch, weighted_loss
-from upft.plan import LoraSpec
 from upft.prefix import UNSUPERVISED, Row
+from upft.specs import LoraSpec
 
 SYSTEM = list(range(100, 112))
 

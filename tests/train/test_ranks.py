@@ -28,10 +28,11 @@ from upft.console import Console
 from upft.errors import ConfigError, TrainError
 from upft.fit import Fitted, fit
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import LoraSpec, ModelSpec, TrainSpec, model_ref
+from upft.plan import model_ref
 from upft.prefix import UNSUPERVISED, Row
 from upft.ranks import World
 from upft.sampler import EnginePool
+from upft.specs import LoraSpec, ModelSpec, TrainSpec
 from upft.stages import Host, train
 from upft.store import RESUME, Hasher
 

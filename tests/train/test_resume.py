@@ -29,10 +29,11 @@ from upft.fit import Fitted, fit
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.module import RowsLoss
-from upft.plan import BuildSpec, LoraSpec, ModelSpec, PromptSpec, TrainSpec, model_ref
+from upft.plan import model_ref
 from upft.prefix import Row, write_rows
 from upft.ranks import World
 from upft.sampler import EnginePool
+from upft.specs import BuildSpec, LoraSpec, ModelSpec, PromptSpec, TrainSpec
 from upft.stages import Host, train
 from upft.store import RESUME, Hasher, Store, canonical
 
@@ -232,7 +233,8 @@ from upft import adapters, attention, batches, fit, module, optimizer
 from upft.choices import *
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import LoraSpec, ModelSpec, TrainSpec, model_ref
+from upft.plan import model_ref
+from upft.specs import LoraSpec, ModelSpec, TrainSpec
 from upft.sampler import EnginePool
 from upft.stages import Host, train
 from upft.store import Hasher, Store, canonical

@@ -14,9 +14,10 @@ from upft.choices import CutUnit, MethodName, Precision, Reduction, TrackerKind
 from upft.console import Console
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import BuildSpec, ModelSpec, PromptSpec, TrainSpec, model_ref
+from upft.plan import model_ref
 from upft.prefix import write_rows
 from upft.sampler import EnginePool
+from upft.specs import BuildSpec, ModelSpec, PromptSpec, TrainSpec
 from upft.stages import Host, train
 from upft.store import Hasher, canonical
 

@@ -19,9 +19,10 @@ from upft.choices import Precision, Reduction
 from upft.console import Console
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import LoraSpec, ModelSpec, ReferenceSpec, TrainSpec, model_ref
+from upft.plan import model_ref
 from upft.prefix import Row, write_rows
 from upft.sampler import EnginePool
+from upft.specs import LoraSpec, ModelSpec, ReferenceSpec, TrainSpec
 from upft.stages import Host, reference, train
 from upft.store import Hasher
 
@@ -96,7 +97,7 @@ import sys; from pathlib import Path
 sys.path.insert(0, "tests/train")
 import test_verifier_stage as t
 from upft.machine import ComputeConfig
-from upft.plan import ModelSpec, ContentRef
+from upft.specs import ModelSpec, ContentRef
 base, pairs, refs, out = sys.argv[1:]
 made = ModelSpec(ContentRef("0", base), False), {"rows": Path(pairs), "reference": Path(refs)}
 t.run(made, Path(out), ComputeConfig(micro_batch_tokens=120, checkpoint_every_s=0, threads=1), epochs=60)

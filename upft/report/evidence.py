@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from upft.errors import DataError
 from upft.ledger import Ledger
-from upft.plan import ReportSpec
+from upft.specs import ReportSpec
 
 
 @dataclass(frozen=True)

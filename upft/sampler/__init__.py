@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from upft import adapters
 from upft import config as c
 from upft.errors import EngineError, ModelError
-from upft.plan import HubRef, SamplingSpec, resolve_engine
+from upft.plan import resolve_engine
+from upft.specs import HubRef, SamplingSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

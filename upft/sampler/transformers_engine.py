@@ -23,10 +23,10 @@ from upft import config as c
 from upft.choices import Accelerator
 from upft.errors import EngineError
 from upft.models import load_model
-from upft.plan import HubRef
 from upft.sampler import Completion, Request, Sampling, fitted, label
 from upft.sampler.drawing import draw_scored, uniforms
 from upft.sampler.growing_cache import growing_cache
+from upft.specs import HubRef
 
 _KEEP = 0.75
 """Finished rows are dropped once at most this share of the batch is alive: dropping copies the cache."""

@@ -23,9 +23,9 @@ from typing import Any
 from upft import adapters
 from upft import config as c
 from upft.errors import EngineError, ModelError
-from upft.plan import HubRef
 from upft.sampler import Completion, Request, Sampling, fitted, label
 from upft.sampler.wire import Closed, Wire
+from upft.specs import HubRef
 
 _BLOCK = 256
 """Requests a message."""

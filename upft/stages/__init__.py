@@ -15,8 +15,8 @@ from typing import Any
 from upft.choices import Accelerator
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import EvaluateSpec, SampleSpec
 from upft.sampler import EnginePool
+from upft.specs import EvaluateSpec, SampleSpec
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 from upft import diagnosis, ledger, models, prefix, selection, shapes, traces
 from upft.choices import CutUnit
 from upft.errors import DataError
-from upft.plan import BuildSpec
 from upft.prompts import Prompter
 from upft.selection import Trace
+from upft.specs import BuildSpec
 from upft.stages import Host
 
 WORDLESS = "no word in the completion"

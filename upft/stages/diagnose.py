@@ -16,7 +16,7 @@ from typing import Any
 from rich.markup import escape
 
 from upft import diagnosis, ledger, models
-from upft.plan import DiagnoseSpec
+from upft.specs import DiagnoseSpec
 from upft.stages import Host
 
 BOX = "\\boxed{"

@@ -15,10 +15,10 @@ from typing import Any
 
 from upft import answers, asking, evaluation, grading, ledger, models, rollouts, shapes
 from upft.graders import Graders
-from upft.plan import EvaluateSpec, Generated
 from upft.prompts import Prompter
 from upft.sample_log import SampleLog
 from upft.sampler import Engine, Sampling, resolve_sampling
+from upft.specs import EvaluateSpec, Generated
 from upft.stages import Host, told
 from upft.store import RESUME
 

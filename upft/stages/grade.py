@@ -15,8 +15,8 @@ from typing import Any
 from upft import grading, ledger, models, traces
 from upft.errors import DataError
 from upft.graders import Graders
-from upft.plan import GradeSpec
 from upft.selection import Trace
+from upft.specs import GradeSpec
 from upft.stages import Host
 
 TOGETHER = 256

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from upft import answers, judging, ledger, rollouts, shapes
-from upft.plan import JudgeSpec, SamplingSpec
 from upft.sampler import resolve_sampling
+from upft.specs import JudgeSpec, SamplingSpec
 from upft.stages import Host
 from upft.store import RESUME
 

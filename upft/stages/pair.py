@@ -13,8 +13,8 @@ from pathlib import Path
 
 from upft import ledger, prefix, selection, traces
 from upft.errors import DataError
-from upft.plan import PairSpec
 from upft.selection import Trace
+from upft.specs import PairSpec
 from upft.stages import Host
 
 NONE_RIGHT, NONE_WRONG = "no trace is right", "no trace is wrong"

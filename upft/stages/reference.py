@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from upft import fit, ledger, models, prefix, scoring
-from upft.plan import ReferenceSpec
+from upft.specs import ReferenceSpec
 from upft.stages import Host
 from upft.store import RESUME
 

@@ -14,9 +14,9 @@ from typing import Any
 from upft import answers, diagnosis, ledger
 from upft.choices import MethodName
 from upft.errors import DataError
-from upft.plan import ReportSpec
 from upft.report import figures, page, results
 from upft.report.evidence import Answer, Answers, Evidence, StageRecord
+from upft.specs import ReportSpec
 from upft.stages import Host
 
 LABELS = {"pilot": "sample the pilot", "samples": "sample", "diagnosis": "diagnose prefixes", "grades": "grade traces",

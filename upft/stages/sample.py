@@ -21,10 +21,10 @@ import numpy as np
 from upft import datasets, diagnosis, ledger, models, prefix, rollouts, shapes
 from upft.choices import Engine
 from upft.errors import DataError
-from upft.plan import SampleSpec
 from upft.prompts import Prompter
 from upft.sample_log import SampleLog
 from upft.sampler import resolve_sampling
+from upft.specs import SampleSpec
 from upft.stages import Host, told
 from upft.store import RESUME
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from upft import adapters, card, checkpoint, fit, ledger, models, prefix, ranks, scoring, tracking
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import TrainSpec
 from upft.ranks import World
+from upft.specs import TrainSpec
 from upft.stages import Host
 from upft.store import RESUME, canonical
 

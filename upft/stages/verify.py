@@ -18,7 +18,7 @@ import numpy as np
 from upft import adapters, answers, fit, ledger, models, prefix, scoring, traces
 from upft.choices import Score
 from upft.errors import DataError
-from upft.plan import VerifySpec
+from upft.specs import VerifySpec
 from upft.stages import Host
 from upft.store import RESUME
 
