@@ -12,7 +12,8 @@ import pytest
 from upft.composition import TaskMap, field_types
 from upft.config import Config
 from upft.errors import ConfigError, DataError, ModelError
-from upft.plan import distinct, plan
+from upft.plan import plan
+from upft.sharing import distinct
 from upft.store import Hasher
 
 MACHINE = {"compute", "tracker", "run", "plan"}

@@ -16,8 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from upft.console import Console
-from upft.plan import Stage, distinct
+from upft.plan import Stage
 from upft.records import Standing, State, Sweep
+from upft.sharing import distinct
 from upft.store import Store
 from upft.submission import Cell, Work, arrange
 

@@ -26,8 +26,9 @@ from upft.config import Config
 from upft.console import Console
 from upft.errors import ConfigError, SlurmError, SweepError
 from upft.machine import ComputeConfig, ResourcesConfig, SlurmConfig, TrackerConfig
-from upft.plan import Stage, distinct, plan
+from upft.plan import Stage, plan
 from upft.records import Machine, Record, Records, State, Sweep, now
+from upft.sharing import distinct
 from upft.store import Store, digest
 from upft.submission import ON_GPU, Cell, Group, Work, arrange
 

@@ -17,7 +17,8 @@ from upft.config import Config
 from upft.console import Console
 from upft.errors import StoreError
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import Plan, Stage, plan, relatives
+from upft.plan import Plan, Stage, plan
+from upft.sharing import relatives
 from upft.specs import EvaluateSpec, JudgeSpec, SampleSpec
 from upft.store import Artifact, Corrupt, Hasher, Store
 

@@ -7,7 +7,7 @@ only to hash them.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -85,14 +85,6 @@ class Plan:
     def named(self, name: str) -> list[Stage]:
         """All stages of one name, in order."""
         return [stage for stage in self.stages if stage.name == name]
-
-
-def relatives(spec: SampleSpec | EvaluateSpec) -> dict[str, Any]:
-    """What the identities of two samplings (or evaluations, of the same training) must agree in for the one to hold samples
-    of the other: a prompt's `index`-th completion follows from the model, the settings and the seed alone."""
-    stage = "sample" if isinstance(spec, SampleSpec) else "evaluate"
-    names = ("model", "trained", "prompt", "sampling") if isinstance(spec, SampleSpec) else ("model", "prompt", "sampling")
-    return {"stage": stage, "version": VERSIONS[stage], "spec": {name: canonical(getattr(spec, name)) for name in names}}
 
 
 def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
@@ -358,54 +350,3 @@ def resolve_engine(engine: c.Engine, key: str) -> c.Engine:
         raise ConfigError(f"{key}=vllm: vLLM is not installed here",
                           f"install the extra (see README), or use {key}=transformers")
     return engine
-
-
-def distinct(plans: Iterable[Plan]) -> list[Stage]:
-    """The stages of several cells, equal ones once, each after those it needs; a sampling that holds another's samples comes
-    before it (`covered`)."""
-    seen: dict[str, Stage] = {}
-    for one in plans:
-        for stage in one.stages:
-            seen.setdefault(stage.key, stage)
-    held = covered(seen.values())
-    order: dict[str, Stage] = {}
-
-    def visit(stage: Stage) -> None:
-        for upstream in (*stage.inputs.values(), *([held[stage.key]] if stage.key in held else [])):
-            visit(upstream)
-        order.setdefault(stage.key, seen.get(stage.key, stage))
-
-    for stage in seen.values():
-        visit(stage)
-    return list(order.values())
-
-
-def covered(stages: Iterable[Stage]) -> dict[str, Stage]:
-    """Samplings (by key) all of whose samples one other sampling of the same set holds, and that one.
-
-    Run after it, they draw nothing: a cell's own sampling then only says what its method would have cost alone. Where
-    several hold them it is the one that is held by none.
-    """
-    samplings = [(stage, stage.spec) for stage in stages if isinstance(stage.spec, SampleSpec)]
-    held: dict[str, Stage] = {}
-    for small, spec in samplings:
-        for large, other in samplings:
-            if large is not small and holds(other, spec) and not (holds(spec, other) and small.key < large.key):
-                known = held.get(small.key)
-                if known is None or (isinstance(known.spec, SampleSpec) and holds(other, known.spec)):
-                    held[small.key] = large
-    return held
-
-
-def holds(large: SampleSpec, small: SampleSpec) -> bool:
-    """Whether every sample of `small` is one of `large`, or the beginning of one."""
-    if relatives(large) != relatives(small) or replace(large.questions, limit=None) != replace(small.questions, limit=None):
-        return False
-    limit, wanted = large.questions.limit, small.questions.limit
-    enough = limit is None or (wanted is not None and wanted <= limit)
-    # A question that only `large` samples whole gives prefixes too; one that neither does must have prefixes as long.
-    prefixes = large.trace_ratio == 1 or small.trace_ratio == 1 or (
-        large.max_tokens is not None and small.max_tokens is not None and large.max_tokens >= small.max_tokens)
-    longest = small.trace_max_tokens if small.max_tokens is None else max(small.max_tokens, small.trace_max_tokens)
-    return (enough and prefixes and large.n >= small.n and large.trace_ratio >= small.trace_ratio
-            and large.trace_max_tokens >= longest and (large.logprobs or not small.logprobs))

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from upft.plan import Plan, Stage, distinct
+from upft.plan import Plan, Stage
+from upft.sharing import distinct
 
 ARRAY_LIMIT = 1000
 """Most jobs of one array: clusters allow 1,001 as they come (MaxArraySize)."""

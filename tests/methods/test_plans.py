@@ -9,7 +9,8 @@ import pytest
 
 from upft.choices import MethodName
 from upft.errors import ConfigError
-from upft.plan import Plan, Stage, covered, distinct, holds, plan, relatives
+from upft.plan import Plan, Stage, plan
+from upft.sharing import covered, distinct, holds, relatives
 from upft.specs import SampleSpec
 from upft.store import Hasher
 
