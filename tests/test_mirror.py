@@ -231,7 +231,7 @@ def test_a_dead_server_changes_no_result(sweep: Path, tmp_path: Path) -> None:
     out = command(tmp_path / "store", *SMALL, "prefix.len=4", "tracker=wandb", WANDB_API_KEY=KEY,
                   WANDB_BASE_URL="http://127.0.0.1:9")
     assert out.returncode == 0, out.stderr
-    assert out.stderr.count("does not answer") == 2, "once a process: the run's, and that of its training"
+    assert out.stderr.count("does not answer") == 1, "once a process"
     key = next(path.parent.name for path in tmp_path.glob("store/report/*/results.json"))
     ours, theirs = (json.loads((store / "report" / key / "results.json").read_text()) for store in (tmp_path / "store", sweep))
     assert ours["tasks"] == theirs["tasks"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import builtins
 import json
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,48 @@ def test_a_server_that_does_not_answer_costs_seconds_and_no_numbers(
     assert [p["loss"] for p in points] == [p["loss"] for p in POINTS]
     assert "does not answer" in capfd.readouterr().err
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()], "the key is no one's to keep"
+
+
+def test_a_server_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capfd: pytest.CaptureFixture) -> None:
+    """It is there, takes what is sent, and never replies to it."""
+    asked: list[str] = []
+    ended = threading.Event()
+
+    class Hangs(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            ended.wait()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hangs)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.delenv("WANDB_MODE")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(tracking, "PATIENCE_S", 3)
+        for number in (1, 2):
+            card = Card(f"beef0{number}", "n", "train")
+            with tracking.open_tracker(WANDB, tmp_path / str(number), card, Console()) as tracker:
+                for point in POINTS:
+                    tracker.log(point)
+            assert lines(tmp_path / str(number)) == POINTS
+            assert [p["loss"] for p in runs(tmp_path / str(number))[-1][1]] == [p["loss"] for p in POINTS]
+            if number == 1:
+                assert asked, "the server was to be asked"
+                asked.clear()
+        assert not asked, "it has shown that it does not reply"
+        assert capfd.readouterr().err.count("does not take runs") == 1
+    finally:
+        ended.set()
+        server.shutdown()
 
 
 def test_online_only_with_a_key_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
