@@ -77,7 +77,7 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     first = configs[0]
     if not first.plan:
         for config, cell in zip(configs, cells, strict=True):
-            mirror.remember(Store(config.run.store), config, cell.plan, cell.name, sweep_id)
+            mirror.remember(Store(config.run.store), config, cell.plan, cell.name if len(cells) > 1 else None, sweep_id)
     if first.plan or (first.compute.slurm is None and first.compute.parallel == 1):
         for config in configs:
             pipeline.main(config, console)

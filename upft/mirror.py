@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -175,20 +175,22 @@ def _samples(stage: Stage, folder: Path) -> tuple[tuple[str, ...], list[list[Any
     if (folder / answers.FILE).is_file():
         columns: tuple[str, ...] = ("id", "question", "gold", "completion", "extracted", "right", "reason", "finish_reason",
                                     "tokens")
-        first = (row for row in _lines(folder / answers.FILE) if row["index"] == 0)
-        return columns, [[row.get(name) for name in columns] for row in islice(first, ROWS)]
+        return columns, [[row.get(name) for name in columns] for row in _firsts(folder / answers.FILE)]
     if not isinstance(stage.spec, SampleSpec):
         return (), []
     from upft import models
 
     model = stage.spec.model
     tokenizer = models.load_tokenizer(models.resolve(model.source), model.trust_remote_code)
-    first = (row for row in _lines(folder / "samples.jsonl") if row["index"] == 0)
-    drawn = {row["id"]: row for row in islice(first, ROWS)}
     asked = {row["id"]: row["text"] for row in islice(_lines(folder / "questions.jsonl"), ROWS)}
     return ("id", "question", "kind", "completion", "finish_reason", "tokens"), [
-        [key, asked.get(key), row["kind"], tokenizer.decode(row["ids"], skip_special_tokens=True), row["finish_reason"],
-         len(row["ids"])] for key, row in drawn.items()]
+        [row["id"], asked.get(row["id"]), row["kind"], tokenizer.decode(row["ids"], skip_special_tokens=True),
+         row["finish_reason"], len(row["ids"])] for row in _firsts(folder / "samples.jsonl")]
+
+
+def _firsts(path: Path) -> Iterator[dict[str, Any]]:
+    """The first line of each of the first questions; a question's lines follow each other."""
+    return islice((next(rows) for _, rows in groupby(_lines(path), key=lambda row: row["id"])), ROWS)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
