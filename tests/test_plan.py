@@ -100,7 +100,7 @@ SPECIAL = {  # leaves whose values are bound by a rule
 
 CONTAINERS = {  # machine leaves that hold others
     "compute.slurm.stages": "compute.slurm.stages.train.minutes=5", "compute.slurm.sbatch": "+compute.slurm.sbatch.qos=low",
-    "compute.slurm.setup": "compute.slurm.setup=[module load cuda]",
+    "compute.slurm.setup": "compute.slurm.setup=[module load cuda]", "tracker.tags": "tracker.tags=[first]",
 }
 
 

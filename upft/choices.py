@@ -109,6 +109,16 @@ class TrackerKind(Enum):
 
     none = "none"
     wandb = "wandb"
+    tensorboard = "tensorboard"
+
+
+class Style(Enum):
+    """How a run speaks."""
+
+    auto = "auto"  # live bars and colours on a terminal, plain lines elsewhere
+    plain = "plain"  # lines, no colours
+    quiet = "quiet"  # warnings only
+    json = "json"  # one JSON object a line
 
 
 class Accelerator(Enum):

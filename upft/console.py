@@ -1,18 +1,23 @@
 """One style for everything a person sees while a run goes on: lines, warnings, progress bars.
 
 Floor 0: rich only. On a terminal bars are live; elsewhere (a log file, a cluster) a plain line appears every
-few seconds instead and colours are off.
+few seconds instead and colours are off, as they are where NO_COLOR is set. With run.console=json each of these is one JSON
+object a line: `time` (UTC), `level` (info, warning, progress), `text`; progress has its numbers beside it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from upft.choices import Style
 
 PLAIN_EVERY_S = 10.0
 
@@ -44,7 +49,15 @@ class Bar:
         elif now - self._last >= PLAIN_EVERY_S:
             self._last = now
             of = f"/{self._total}" if self._total is not None else ""
-            self._console.say(f"  {self._label}: {self._done}{of} {self._rates(now, info)}")
+            self._console.progress(f"  {self._label}: {self._done}{of} {self._rates(now, info)}", self._numbers(now, info))
+
+    def _numbers(self, now: float, info: dict[str, float | str]) -> dict[str, float | str | None]:
+        """What a line of progress says, for a program to read."""
+        seconds = max(now - self._began, 1e-6)
+        left = None if self._total is None or not self._done else (self._total - self._done) * seconds / self._done
+        return {"what": self._label, "done": self._done, "total": self._total, "unit": self._unit,
+                "per_s": self._done / seconds, "tokens_per_s": self._tokens / seconds if self._tokens else None,
+                "left_s": left, **info}
 
     def _rates(self, now: float, info: dict[str, float | str]) -> str:
         seconds = max(now - self._began, 1e-6)
@@ -65,25 +78,55 @@ class Bar:
 
 
 class Console:
-    """Where a run speaks. `quiet` keeps only warnings."""
+    """Where a run speaks. style: see `upft.choices.Style`; quiet: that style; rich: writes somewhere else."""
 
-    def __init__(self, quiet: bool = False, rich: RichConsole | None = None) -> None:
-        self.rich = rich or _plain()
-        self.quiet = quiet
+    def __init__(self, style: Style = Style.auto, *, quiet: bool = False, rich: RichConsole | None = None) -> None:
+        self.style = Style.quiet if quiet else style
+        self.rich = rich or _plain(style=self.style)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether only warnings are told."""
+        return self.style is Style.quiet
 
     @property
     def live(self) -> bool:
         """Whether bars can be drawn in place."""
-        return self.rich.is_terminal and not self.quiet
+        return self.style is Style.auto and self.rich.is_terminal and not self.rich.is_dumb_terminal
 
     def say(self, text: object = "") -> None:
         """One line, or any rich renderable."""
-        if not self.quiet:
+        if self.style is Style.json:
+            self._object(self.rich, "info", self._read(text))
+        elif not self.quiet:
             self.rich.print(text)
+
+    def progress(self, text: str, numbers: dict[str, float | str | None]) -> None:
+        """How far something is, where no bar can be drawn."""
+        if self.style is Style.json:
+            self._object(self.rich, "progress", text.strip(), numbers)
+        else:
+            self.say(text)
 
     def warn(self, text: str) -> None:
         """Something the user should know, on standard error."""
-        _plain(stderr=True).print(f"[yellow]warning:[/] {text}")
+        out = _plain(stderr=True, style=self.style)
+        if self.style is Style.json:
+            self._object(out, "warning", self._read(text))
+        else:
+            out.print(f"[yellow]warning:[/] {text}")
+
+    def _read(self, text: object) -> str:
+        """What a person would read, without markup and colours."""
+        with self.rich.capture() as read:
+            self.rich.print(text)
+        return "\n".join(line.rstrip() for line in read.get().splitlines()).strip()
+
+    def _object(self, out: RichConsole, level: str, text: str, more: dict[str, float | str | None] | None = None) -> None:
+        if text:
+            stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            out.file.write(json.dumps({"time": stamp, "level": level, "text": text, **(more or {})}) + "\n")
+            out.file.flush()
 
     @contextmanager
     def bar(self, label: str, total: int | None, unit: str) -> Iterator[Bar]:
@@ -95,8 +138,11 @@ class Console:
             bar.close()
 
 
-def _plain(stderr: bool = False) -> RichConsole:
-    """A rich console; a log file has no width, so tables there get enough to stay whole."""
+def _plain(stderr: bool = False, style: Style = Style.auto) -> RichConsole:
+    """A rich console; a log file has no width, so tables there get enough to stay whole. Plain and JSON have no colours,
+    whatever FORCE_COLOR says; else rich decides (NO_COLOR, TERM, the terminal)."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 140
-    return RichConsole(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+    bare = style in (Style.plain, Style.json)
+    width = None if stream.isatty() and not bare else 140
+    return RichConsole(stderr=stderr, highlight=False, soft_wrap=True, width=width, color_system=None if bare else "auto",
+                       force_terminal=False if bare else None)

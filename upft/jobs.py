@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
             case "cancel":
                 cancel(records, _sweep(records, given.which), console)
             case "retry":
-                retry(records, _sweep(records, given.which), console)
+                retry(records, _sweep(records, given.which))
 
 
 def sweeps_table(records: Records, console: Console) -> None:
@@ -122,14 +122,15 @@ def cancel(records: Records, sweep: Sweep, console: Console) -> None:
     console.say(f"sweep {sweep.id}: {len(jobs)} jobs cancelled")
 
 
-def retry(records: Records, sweep: Sweep, console: Console) -> None:
+def retry(records: Records, sweep: Sweep) -> None:
     """Submit again."""
     from upft import launcher
+    from upft.console import Console
     from upft.records import now, read_machine
 
     machine = read_machine(Path(sweep.machine))
     launcher.go(replace(sweep, submitted=now()), records.cells(sweep), records.store, replace(machine.compute, retry=True),
-                machine.tracker, console)
+                machine.tracker, Console(machine.console))
 
 
 def _sweep(records: Records, which: str | None) -> Sweep:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from upft import local, multirun, pipeline, slurm
+from upft import local, mirror, multirun, pipeline, slurm
 from upft.attempt import Attempt, path
 from upft.board import Board, show_plan
 from upft.choices import Accelerator
@@ -44,7 +44,7 @@ def one(config: Config) -> None:
     if config.compute.slurm is None:
         pipeline.main(config)
     else:
-        launch([config], [Cell("the cell", plan(config))], Console())
+        launch([config], [Cell("the cell", plan(config))], Console(config.run.console))
 
 
 def sweep(context: HydraContext, master: DictConfig, overrides: Sequence[Sequence[str]], to_slurm: bool) -> None:
@@ -52,7 +52,10 @@ def sweep(context: HydraContext, master: DictConfig, overrides: Sequence[Sequenc
     configs = multirun.configs(context, master, overrides)
     if to_slurm:
         configs = [with_slurm(config) for config in configs]
-    launch(configs, multirun.cells(configs, overrides), Console())
+    named = master.hydra.runtime.choices.get("sweep")
+    if named is not None:
+        configs = [replace(one, tracker=replace(one.tracker, tags=[*one.tracker.tags, named])) for one in configs]
+    launch(configs, multirun.cells(configs, overrides), Console(configs[0].run.console))
 
 
 def with_slurm(config: Config) -> Config:
@@ -69,6 +72,13 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     if first.plan and len(cells) > 1:
         show_plan(cells, Store(first.run.store), console)
         return
+    sweep_id = digest(sorted(cell.plan.report.key for cell in cells))[:8]
+    configs = [one if one.tracker.group is not None else
+               replace(one, tracker=replace(one.tracker, group=f"sweep-{sweep_id}")) for one in configs]
+    first = configs[0]
+    if not first.plan:
+        for config, cell in zip(configs, cells, strict=True):
+            mirror.remember(Store(config.run.store), config, cell.plan, cell.name if len(cells) > 1 else None, sweep_id)
     if first.plan or (first.compute.slurm is None and first.compute.parallel == 1):
         for config in configs:
             pipeline.main(config, console)
@@ -81,15 +91,13 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     if first.run.export is not None:
         raise ConfigError(f"run.export={first.run.export}: jobs do not export",
                           "when they are done, run the cell's own command without SLURM: all is there, it only exports")
-    sweep_id = digest(sorted(cell.plan.report.key for cell in cells))[:8]
     store = Store(first.run.store)
     store.prepare()
     if first.run.repair:
         for stage in distinct(cell.plan for cell in cells):
             pipeline.look(stage, store, console, repair=True)
-    tracker = first.tracker if first.tracker.group is not None else replace(first.tracker, group=f"sweep-{sweep_id}")
     go(Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells}),
-       cells, store, first.compute, tracker, console)
+       cells, store, first.compute, first.tracker, console)
 
 
 def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig, tracker: TrackerConfig,
@@ -104,7 +112,7 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
     records.describe(stages)
     folder = records.root / "submitted" / f"{sweep.id}-{uuid.uuid4().hex[:8]}"
     machine = folder / "machine.json"
-    records.keep_machine(machine, Machine(compute, tracker))
+    records.keep_machine(machine, Machine(compute, tracker, console.style))
     records.keep_sweep(replace(sweep, machine=str(machine)))
     board = Board(console, store.root, sweep, cells, work)
     if compute.slurm is None:

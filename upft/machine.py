@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from upft.choices import Accelerator, Layout, Strategy, TrackerKind
+from upft.choices import Accelerator, Layout, Strategy, Style, TrackerKind
 from upft.errors import demand
 
 
@@ -140,13 +140,17 @@ class TrackerConfig:
     """Where metrics go beside metrics.jsonl, which is always written."""
 
     kind: TrackerKind = TrackerKind.none
-    """none or wandb."""
+    """none, wandb or tensorboard."""
     project: str = "upft"
     """W&B project."""
     entity: str | None = None
     """W&B entity; null = the account's default."""
     group: str | None = None
-    """W&B group, such as a sweep's name."""
+    """W&B group; null = that of the sweep, where there is one."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags beside those of the model, the data, the method and the sweep."""
+    folder: str | None = None
+    """Folder of TensorBoard's files; null = tensorboard beside the store."""
 
 
 @dataclass
@@ -161,3 +165,6 @@ class RunConfig:
     """Folder that gets a copy of the trained model, its card with the scores; null = none."""
     ids: bool = False
     """With plan=true: also print token ids and the mask."""
+    console: Style = Style.auto
+    """How the run speaks: auto (live bars on a terminal, plain lines elsewhere), plain, quiet (warnings only), json (one
+    object a line)."""

@@ -32,6 +32,8 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*GPU available but not used.*")  # compute.accelerator=cpu says so
+            # Where SLURM is installed: ranks are launched by `upft.ranks`, or by srun where a job has several tasks.
+            warnings.filterwarnings("ignore", message=r"The `srun` command is available on your system but is not used\.")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*", category=FutureWarning)
             yield
     finally:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from upft import export
+from upft import export, mirror
 from upft.config import Config
 from upft.console import Console
 from upft.errors import StoreError
@@ -27,7 +27,7 @@ MARK = {True: "[green]done[/]", False: "[cyan]hit[/] "}
 
 def main(config: Config, console: Console | None = None) -> Path | None:
     """Run one cell and return its report's folder; with config.plan only show it (None)."""
-    console = console or Console()
+    console = console or Console(config.run.console)
     cell = plan(config, Hasher())
     store = Store(config.run.store)
     if config.plan:
@@ -37,6 +37,7 @@ def main(config: Config, console: Console | None = None) -> Path | None:
         return None
     target = export.look(config, cell)
     store.prepare()
+    mirror.remember(store, config, cell)
     artifacts = walk(cell, store, config.compute, config.tracker, console, repair=config.run.repair)
     report = artifacts[cell.report.key]
     from upft.report.console import summary_table
@@ -53,12 +54,14 @@ def main(config: Config, console: Console | None = None) -> Path | None:
 def walk(cell: Plan, store: Store, compute: ComputeConfig, tracker: TrackerConfig, console: Console,
          repair: bool = False) -> dict[str, Artifact]:
     """Artifact of every stage by key, built where missing. Raises the stage's own error; what is finished stays."""
+    mirror.check(tracker)
     present = {stage.key: look(stage, store, console, repair) for stage in cell.stages}
     missing = [stage for stage in cell.stages if present[stage.key] is None]
     console.say(f"{len(cell.stages)} stages, {len(missing)} to run, store {_shown(store.root)}")
     if not missing:
         for stage in cell.stages:
             _tell(console, stage, built=False)
+            mirror.tell(stage, store, tracker, console)
         return {key: artifact for key, artifact in present.items() if artifact is not None}
     console.say("  plan " + " > ".join(f"{stage.label}{'' if stage in missing else ' (hit)'}" for stage in cell.stages))
     preflight(missing)
@@ -75,6 +78,7 @@ def walk(cell: Plan, store: Store, compute: ComputeConfig, tracker: TrackerConfi
                 stage.name, stage.key, stage.identity,
                 partial(_run, stage, inputs, host=host), on_wait=partial(_waiting, console, stage))
             _tell(console, stage, built, time.monotonic() - began)
+            mirror.tell(stage, store, tracker, console)
     return artifacts
 
 
@@ -82,9 +86,11 @@ def alone(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerCo
           on_begin: Callable[[], object] = lambda: None) -> Artifact:
     """One stage by itself; those it needs must be in the store. Raises StoreError where one is not. `on_begin` is called when
     the work begins."""
+    mirror.check(tracker)
     found = look(stage, store, console, repair=False)
     if found is not None:
         _tell(console, stage, built=False)
+        mirror.tell(stage, store, tracker, console)
         return found
     inputs = _inputs(stage, store)
     preflight([stage])
@@ -101,6 +107,7 @@ def alone(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerCo
 
         artifact, built = store.build(stage.name, stage.key, stage.identity, make, on_wait=partial(_waiting, console, stage))
     _tell(console, stage, built, time.monotonic() - began)
+    mirror.tell(stage, store, tracker, console)
     return artifact
 
 

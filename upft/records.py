@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from upft import blueprint, slurm
+from upft.choices import Style
 from upft.errors import StoreError
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import Stage
@@ -68,6 +69,7 @@ class Machine:
 
     compute: ComputeConfig
     tracker: TrackerConfig
+    console: Style = Style.auto
 
 
 class State(Enum):

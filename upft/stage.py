@@ -73,8 +73,8 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
             help_first(stage, store, machine)
             return
         _token(store, key).parent.mkdir(parents=True, exist_ok=True)
-    pipeline.alone(stage, store, machine.compute, machine.tracker, Console(), on_begin=lambda: _token(store, key).touch()
-                   if tasks > 1 else None)
+    pipeline.alone(stage, store, machine.compute, machine.tracker, Console(machine.console),
+                   on_begin=lambda: _token(store, key).touch() if tasks > 1 else None)
 
 
 def help_first(stage: Stage, store: Store, machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""Metrics: metrics.jsonl always, Weights & Biases as its mirror where asked.
+"""Metrics: metrics.jsonl always, Weights & Biases or TensorBoard as its mirror where asked.
 
 Floor 4; the only room that imports wandb. The mirror may fail, be unreachable or be slow: the run goes on and
 metrics.jsonl has everything. Knows nothing of what the numbers mean.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,9 +23,10 @@ from upft.errors import ConfigError
 from upft.machine import TrackerConfig
 
 if TYPE_CHECKING:
-    from wandb import Run
+    from wandb import Artifact, Run
 
     from upft.console import Console
+    from upft.tensorboard import Events
 
 FILE = "metrics.jsonl"
 PATIENCE_S = 30
@@ -31,6 +35,45 @@ REACH_S = 5
 """How long the mirror's server may take to answer at all."""
 
 Value = float | int | str
+TAG = 64
+"""Most characters of a tag that W&B takes."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a run is called and found by. id: the same id continues the same run; config: shown beside its numbers."""
+
+    id: str
+    name: str
+    job_type: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A stage's artifact as W&B is told of it. files: those that are uploaded, by their names in it; references: those of
+    which only the place is told. Equal bundles are one version of one artifact there, whichever run tells of them."""
+
+    name: str
+    kind: str
+    about: Mapping[str, Any]
+    files: Mapping[str, Path]
+    references: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A finished stage: everything its run is to show. points: of its metrics.jsonl; rows: of a table of samples, under
+    `columns`; used: the bundles it was made from."""
+
+    card: Card
+    points: Sequence[Mapping[str, Value]]
+    summary: Mapping[str, Value]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    made: Bundle
+    used: Sequence[Bundle]
 
 
 def cut(folder: Path, step: int) -> list[dict[str, Value]]:
@@ -53,47 +96,66 @@ def cut(folder: Path, step: int) -> list[dict[str, Value]]:
     return kept
 
 
+def home() -> Path:
+    """Where W&B's folder of runs lies."""
+    return Path(os.environ.get("WANDB_DIR", "."))
+
+
+def events_folder(tracker: TrackerConfig, out: Path) -> Path:
+    """Where TensorBoard's files of a stage that works in `out` lie: never in the artifact."""
+    root = out.parent.parent.parent / "tensorboard" if tracker.folder is None else Path(tracker.folder)
+    return root / f"{out.parent.name}-{out.name.removesuffix('.partial')}"
+
+
 class Tracker:
     """Takes one mapping of names to numbers a step. Use it in a `with` block."""
 
-    def __init__(self, folder: Path, run: Run | None = None, console: Console | None = None) -> None:
+    def __init__(self, folder: Path, run: Run | None = None, console: Console | None = None,
+                 events: Events | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # Appended to, not emptied: a resumed run goes on where it was.
         self._stream = (folder / FILE).open("a", encoding="utf-8", buffering=1)
-        self._run, self._console = run, console
+        self._run, self._console, self._events = run, console, events
 
     def log(self, values: Mapping[str, Value]) -> None:
         """One line of metrics.jsonl (at once on disk), and one point of the mirror."""
         self._stream.write(json.dumps(dict(values)) + "\n")
         if self._run is not None:
             self._mirror(lambda run: run.log(dict(values)))
+        if self._events is not None:
+            self._draw(lambda events: events.add(values))
 
     def catch_up(self, points: Iterable[Mapping[str, Value]]) -> None:
         """Tell the mirror what metrics.jsonl holds from before: a kill takes what the mirror had not written yet.
 
         Points that the run has on its server are not sent twice. An offline run becomes whole by this, so that of
-        several folders with one id `wandb sync` needs the last one only.
+        several folders with one id `wandb sync` needs the last one only. TensorBoard's files are written anew.
         """
-        if self._run is None:
-            return
-        known = 0
-
-        def ask(run: Run) -> None:
-            nonlocal known
-            known = run.summary.get("step") or 0
-
-        self._mirror(ask)
-        for point in points:
-            if self._run is not None and float(point["step"]) > known:
-                self._mirror(lambda run, point=point: run.log(dict(point)))
+        points = list(points)
+        if self._events is not None:
+            self._draw(lambda events: events.begin(points))
+        if self._run is not None:
+            self._mirror(lambda run: _replay(run, points))
 
     def close(self, failed: bool = False) -> None:
         """Finish: what the mirror cannot deliver soon stays on disk for `wandb sync`."""
         self._stream.close()
         if self._run is not None:
             self._mirror(lambda run: run.finish(exit_code=1 if failed else 0))
+        if self._events is not None:
+            self._draw(lambda events: events.close())
 
-    def _mirror(self, act: Any) -> None:
+    def _draw(self, act: Callable[[Events], None]) -> None:
+        assert self._events is not None
+        try:
+            act(self._events)
+        except Exception as error:  # a full disk, say: see _mirror
+            self._events = None
+            if self._console is not None:
+                self._console.warn(f"TensorBoard stopped ({error}); {FILE} goes on")
+
+    def _mirror(self, act: Callable[[Run], None]) -> None:
+        assert self._run is not None
         try:
             act(self._run)
         except Exception as error:  # a mirror is not worth a run, whatever breaks in it
@@ -108,24 +170,78 @@ class Tracker:
         self.close(failed=kind is not None)
 
 
-def open_tracker(tracker: TrackerConfig, folder: Path, run_id: str, name: str, job_type: str,
-                 config: Mapping[str, Any], console: Console | None = None, mirror: Path | None = None) -> Tracker:
-    """A tracker that writes metrics.jsonl into `folder`, and for W&B the folder wandb/ into `mirror`.
+def open_tracker(tracker: TrackerConfig, folder: Path, card: Card, console: Console | None = None,
+                 mirror: Path | None = None, events: Path | None = None) -> Tracker:
+    """A tracker that writes metrics.jsonl into `folder`, for W&B the folder wandb/ into `mirror`, and for TensorBoard its
+    files into `events`.
 
-    mirror: null = `folder`. Do not put it into an artifact: W&B goes on writing there and links to files
-    elsewhere. run_id: names the W&B run; the same id continues the same run. config: shown beside the run's numbers.
-    W&B runs online where an API key is configured (WANDB_MODE decides otherwise), else offline; a server that
-    does not answer turns the run offline. Raises ConfigError when wandb is asked for and not installed.
+    mirror, events: null = `folder`. Do not put them into an artifact: W&B goes on writing there and links to files
+    elsewhere. W&B runs online where an API key is configured (WANDB_MODE decides otherwise), else offline; a server that
+    does not answer turns the run offline. Raises ConfigError where the package that is asked for is not installed.
     """
     if tracker.kind is TrackerKind.none:
         return Tracker(folder, None, console)
-    where = folder if mirror is None else mirror
-    where.mkdir(parents=True, exist_ok=True)
-    return Tracker(folder, _open_wandb(tracker, where, run_id, name, job_type, dict(config), console), console)
+    if tracker.kind is TrackerKind.tensorboard:
+        from upft.tensorboard import Events
+
+        return Tracker(folder, None, console, Events(folder if events is None else events))
+    return Tracker(folder, _open_wandb(tracker, folder if mirror is None else mirror, card, console), console)
 
 
-def _open_wandb(tracker: TrackerConfig, folder: Path, run_id: str, name: str, job_type: str,
-                config: dict[str, Any], console: Console | None) -> Run | None:
+def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console | None = None) -> bool:
+    """Show a finished stage as a W&B run, short-lived, below `mirror`; whether W&B has taken it (a server or the disk).
+
+    A training's own run is continued: offline by a second folder that holds all of it. Raises ConfigError where wandb is
+    not installed.
+    """
+    run = _open_wandb(tracker, mirror, story.card, console)
+    if run is None:
+        return False
+    try:
+        _replay(run, story.points)
+        if story.rows:
+            from wandb import Table
+
+            run.log({"samples": Table(columns=list(story.columns), data=[list(row) for row in story.rows])})
+        run.summary.update(dict(story.summary))
+        run.log_artifact(_artifact(story.made))
+        for bundle in story.used:
+            # What the public use_artifact does with an artifact that is not logged yet; that one waits for the server
+            # without a limit, and refuses offline, though `wandb sync` delivers it as any other.
+            run._log_artifact(_artifact(bundle), is_user_created=True, use_after_commit=True)
+        began = time.monotonic()
+        run.finish()
+        if time.monotonic() - began >= PATIENCE_S:
+            _give_up(run.settings.base_url, "is slow", console)
+    except Exception as error:  # a mirror is not worth a run, whatever breaks in it
+        if console is not None:
+            console.warn(f"W&B stopped ({error}); the artifact {story.made.name} has everything")
+        with suppress(Exception):
+            run.finish(exit_code=1)
+        return False
+    return True
+
+
+def _artifact(bundle: Bundle) -> Artifact:
+    import wandb
+
+    made = wandb.Artifact(bundle.name, bundle.kind, metadata=dict(bundle.about))
+    for name, path in bundle.files.items():
+        # immutable: read where it lies when it is uploaded, instead of being copied into the home folder first
+        made.add_file(str(path), name, policy="immutable")
+    for name, path in bundle.references.items():
+        made.add_reference(path.resolve().as_uri(), name, checksum=False)
+    return made
+
+
+def _replay(run: Run, points: Iterable[Mapping[str, Value]]) -> None:
+    known = float(run.summary.get("step") or 0)
+    for point in points:
+        if float(point["step"]) > known:
+            run.log(dict(point))
+
+
+def _open_wandb(tracker: TrackerConfig, folder: Path, card: Card, console: Console | None) -> Run | None:
     try:
         import wandb
     except ImportError as error:
@@ -134,33 +250,52 @@ def _open_wandb(tracker: TrackerConfig, folder: Path, run_id: str, name: str, jo
 
     def start(mode: str) -> Run:
         run = wandb.init(
-            project=tracker.project, entity=tracker.entity, group=tracker.group, id=run_id, name=name,
-            job_type=job_type, config=config, dir=folder, reinit="create_new",
+            project=tracker.project, entity=tracker.entity, group=tracker.group, id=card.id, name=card.name,
+            job_type=card.job_type, config=dict(card.config), dir=folder, reinit="create_new",
+            tags=list(dict.fromkeys(tag[:TAG] for tag in (*card.tags, *tracker.tags))),
             resume="allow" if mode == "online" else None,  # offline, the id alone joins the parts when they are synced
             settings=wandb.Settings(
                 mode=mode, silent=True, console="off", disable_git=True, disable_code=True, init_timeout=PATIENCE_S,
-                login_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, x_save_requirements=False))
+                login_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, x_save_requirements=False,
+                allow_offline_artifacts=False))  # a table lies in the run's folder, not in the home folder
         # Not W&B's own step: it refuses to go back, as a run resumed from an earlier step must.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         return run
 
+    folder.mkdir(parents=True, exist_ok=True)
+    # What waits for its upload lies beside the runs, not in a home folder that a compute node may not have.
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
     server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
     mode = _mode(server)
     if mode == "disabled":
         return None
-    if mode == "online" and not _answers(server):
+    if mode == "online" and server not in _GIVEN_UP and not _answers(server):
+        _give_up(server, "does not answer", console)
+    if server in _GIVEN_UP:
         mode = "offline"
-        if console is not None:
-            console.warn("the W&B server does not answer: this run is offline, `wandb sync` delivers it later")
+    while any(folder.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-{card.id}")):
+        time.sleep(0.05)  # W&B names its folders by the second, and this run has one of this second already
     for attempt in dict.fromkeys((mode, "offline")):
         try:
             return start(attempt)
         except Exception as error:  # a wrong key, a full disk, a network that just failed: none is worth the run
             if console is not None:
-                console.warn(f"W&B cannot start {attempt} ({type(error).__name__}: {str(error).splitlines()[0]})")
+                console.warn(f"W&B cannot start {attempt} ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+            if attempt == "online":
+                _give_up(server, "does not take runs", console)
             wandb.teardown()  # else its service holds on to the run id
     return None
+
+
+_GIVEN_UP: set[str] = set()
+"""Servers that this process waits for no more."""
+
+
+def _give_up(server: str, why: str, console: Console | None) -> None:
+    _GIVEN_UP.add(server)
+    if console is not None:
+        console.warn(f"the W&B server {why}: runs are offline from now on, `wandb sync` delivers them later")
 
 
 def _mode(server: str) -> str:

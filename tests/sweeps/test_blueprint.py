@@ -7,6 +7,7 @@ import json
 import pytest
 
 from upft import blueprint
+from upft.choices import Style
 from upft.errors import StoreError
 from upft.plan import plan
 from upft.records import Machine, read_machine
@@ -70,5 +71,5 @@ def test_a_missing_input_is_named(parse, tmp_path):
 def test_machine_settings_come_back_the_same(choice, parse, tmp_path):
     more = ["compute.slurm.stages.train.minutes=5", "+compute.slurm.sbatch.qos=low"] if choice == "slurm" else []
     config = parse(f"compute={choice}", "compute.accelerator=cpu", *more)
-    blueprint.save(tmp_path / "machine.json", blueprint.plain(Machine(config.compute, config.tracker)))
-    assert read_machine(tmp_path / "machine.json") == Machine(config.compute, config.tracker)
+    blueprint.save(tmp_path / "machine.json", blueprint.plain(Machine(config.compute, config.tracker, Style.json)))
+    assert read_machine(tmp_path / "machine.json") == Machine(config.compute, config.tracker, Style.json)

@@ -101,7 +101,7 @@ def attempt(tiny: Callable, make_rows: Callable, settings: Callable, tmp_path: P
         found = latest(into / RESUME, note=Console().warn)
         tracking.cut(into, 0 if found is None else found.step)
         compute = ComputeConfig(checkpoint_every_s=every_s, layout=layout, micro_batch_tokens=limit)
-        with tracking.open_tracker(TrackerConfig(), into, "x", "x", "train", {}) as tracker:
+        with tracking.open_tracker(TrackerConfig(), into, tracking.Card("x", "x", "train")) as tracker:
             def report(record: Mapping[str, float | int]) -> None:
                 tracker.log(record)
                 if record["step"] == stop:
@@ -387,7 +387,7 @@ def test_kills_at_any_moment_change_nothing(worker: Worker, job: Callable, tmp_p
     steps = 160
     assert worker(job("whole", lora=lora)) == 0, worker.said
     whole, draw = tmp_path / "whole" / "train" / "0a1b2c", random.Random(0)
-    mirrored = {"lora": lora, "tracker": "none" if lora else "wandb"}
+    mirrored = {"lora": lora, "tracker": "tensorboard" if lora else "wandb"}
     final = tmp_path / "killed" / "train" / "0a1b2c"
     partial = final.with_name("0a1b2c.partial")
     begins: list[int] = []
@@ -418,6 +418,13 @@ def test_kills_at_any_moment_change_nothing(worker: Worker, job: Callable, tmp_p
     assert [r["step"] for r in metrics(final)] == list(range(1, steps + 1))
     assert "Traceback" not in worker.said
     if lora:
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+        file, = (tmp_path / "tensorboard" / "train-0a1b2c").iterdir()
+        events = [event for event in EventFileLoader(str(file)).Load() if event.summary.value]
+        assert [event.step for event in events] == list(range(1, steps + 1)), "each step once, whatever the kills"
+        losses = [one.tensor.float_val[0] for event in events for one in event.summary.value if one.tag == "loss"]
+        assert losses == pytest.approx([line["loss"] for line in metrics(final)], rel=1e-6)
         return
     files = sorted((tmp_path / "mirror" / "wandb").glob("offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns)
     assert len(files) >= 8, "most starts were to live long enough to open a mirror"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import builtins
 import json
 import struct
-import time
+import threading
 import zlib
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from upft.choices import TrackerKind
 from upft.console import Console
 from upft.errors import ConfigError
 from upft.machine import TrackerConfig
+from upft.tracking import Card
 
 WANDB = TrackerConfig(kind=TrackerKind.wandb, project="upft-test", group="a-sweep")
 POINTS = [{"step": i + 1, "loss": 2.5 / (i + 1), "lr": 1e-3} for i in range(4)]
@@ -30,6 +32,8 @@ def _own_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     import wandb
 
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(tracking, "_GIVEN_UP", set())
     wandb.teardown()
     yield
     wandb.teardown()
@@ -74,7 +78,7 @@ def runs(folder: Path) -> list[tuple[object, list[dict]]]:
 
 
 def test_metrics_are_on_disk_line_by_line(tmp_path: Path) -> None:
-    with tracking.open_tracker(TrackerConfig(), tmp_path / "out", "id", "name", "train", {}) as tracker:
+    with tracking.open_tracker(TrackerConfig(), tmp_path / "out", Card("id", "name", "train")) as tracker:
         for i, point in enumerate(POINTS):
             tracker.log(point)
             assert lines(tmp_path / "out") == POINTS[:i + 1]  # a run that dies now has lost nothing
@@ -83,7 +87,7 @@ def test_metrics_are_on_disk_line_by_line(tmp_path: Path) -> None:
 
 def test_a_resumed_run_adds_to_its_metrics(tmp_path: Path) -> None:
     for part in (POINTS[:2], POINTS[2:]):
-        with tracking.open_tracker(TrackerConfig(), tmp_path, "id", "name", "train", {}) as tracker:
+        with tracking.open_tracker(TrackerConfig(), tmp_path, Card("id", "name", "train")) as tracker:
             for point in part:
                 tracker.log(point)
     assert lines(tmp_path) == POINTS
@@ -91,7 +95,7 @@ def test_a_resumed_run_adds_to_its_metrics(tmp_path: Path) -> None:
 
 def test_wandb_offline_holds_the_same_numbers(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     config = {"lr": 1e-3, "reduction": "sequence"}
-    with tracking.open_tracker(WANDB, tmp_path / "out", "0123abc", "train 0123abc", "train", config,
+    with tracking.open_tracker(WANDB, tmp_path / "out", Card("0123abc", "train 0123abc", "train", config),
                                mirror=tmp_path / "elsewhere") as tracker:
         for point in POINTS:
             tracker.log(point)
@@ -109,10 +113,9 @@ def test_wandb_offline_holds_the_same_numbers(tmp_path: Path, capfd: pytest.Capt
 def test_the_same_id_is_the_same_run_after_a_restart(tmp_path: Path) -> None:
     """Also where the second part begins at an earlier step than the first one reached."""
     for part in (POINTS[:3], POINTS[1:]):
-        with tracking.open_tracker(WANDB, tmp_path, "cafe01", "name", "train", {}) as tracker:
+        with tracking.open_tracker(WANDB, tmp_path, Card("cafe01", "name", "train")) as tracker:
             for point in part:
                 tracker.log(point)
-        time.sleep(1.1)  # W&B names its folders by the second
     found = runs(tmp_path)
     assert [run.run_id for run, _ in found] == ["cafe01", "cafe01"]
     assert [[p["step"] for p in points] for _, points in found] == [[1, 2, 3], [2, 3, 4]]
@@ -120,7 +123,7 @@ def test_the_same_id_is_the_same_run_after_a_restart(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_is_closed_as_failed(tmp_path: Path) -> None:
     def fail() -> None:
-        with tracking.open_tracker(WANDB, tmp_path, "dead01", "n", "train", {}) as tracker:
+        with tracking.open_tracker(WANDB, tmp_path, Card("dead01", "n", "train")) as tracker:
             tracker.log(POINTS[0])
             raise RuntimeError("boom")
 
@@ -139,7 +142,7 @@ def test_a_server_that_does_not_answer_costs_seconds_and_no_numbers(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    with tracking.open_tracker(WANDB, tmp_path, "beef01", "n", "train", {}, Console()) as tracker:
+    with tracking.open_tracker(WANDB, tmp_path, Card("beef01", "n", "train"), Console()) as tracker:
         for point in POINTS:
             tracker.log(point)
     assert lines(tmp_path) == POINTS
@@ -147,6 +150,48 @@ def test_a_server_that_does_not_answer_costs_seconds_and_no_numbers(
     assert [p["loss"] for p in points] == [p["loss"] for p in POINTS]
     assert "does not answer" in capfd.readouterr().err
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()], "the key is no one's to keep"
+
+
+def test_a_server_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capfd: pytest.CaptureFixture) -> None:
+    """It is there, takes what is sent, and never replies to it."""
+    asked: list[str] = []
+    ended = threading.Event()
+
+    class Hangs(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            ended.wait()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hangs)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.delenv("WANDB_MODE")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(tracking, "PATIENCE_S", 3)
+        for number in (1, 2):
+            card = Card(f"beef0{number}", "n", "train")
+            with tracking.open_tracker(WANDB, tmp_path / str(number), card, Console()) as tracker:
+                for point in POINTS:
+                    tracker.log(point)
+            assert lines(tmp_path / str(number)) == POINTS
+            assert [p["loss"] for p in runs(tmp_path / str(number))[-1][1]] == [p["loss"] for p in POINTS]
+            if number == 1:
+                assert asked, "the server was to be asked"
+                asked.clear()
+        assert not asked, "it has shown that it does not reply"
+        assert capfd.readouterr().err.count("does not take runs") == 1
+    finally:
+        ended.set()
+        server.shutdown()
 
 
 def test_online_only_with_a_key_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,7 +208,7 @@ def test_online_only_with_a_key_unless_told(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_mirror_that_breaks_does_not_break_the_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    with tracking.open_tracker(WANDB, tmp_path, "f00d01", "n", "train", {}, Console()) as tracker:
+    with tracking.open_tracker(WANDB, tmp_path, Card("f00d01", "n", "train"), Console()) as tracker:
         tracker.log(POINTS[0])
         assert tracker._run is not None
         tracker._run.finish()  # W&B refuses what is logged after this
@@ -183,4 +228,4 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"tracker\.kind=wandb"):
-        tracking.open_tracker(WANDB, tmp_path, "x", "n", "train", {})
+        tracking.open_tracker(WANDB, tmp_path, Card("x", "n", "train"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from upft import models
+from upft import manners, models
 from upft.choices import CutUnit, MethodName, Precision, Reduction, TrackerKind
 from upft.console import Console
 from upft.ledger import Ledger
@@ -98,3 +99,22 @@ def test_wandb_run_is_named_by_the_key_and_stays_out_of_the_artifact(
     out = stage("0a1b2c", TrackerConfig(kind=TrackerKind.wandb))
     assert sorted(p.name for p in out.iterdir()) == ["ledger.json", "metrics.jsonl", "model", "train.json"]
     assert [p.name for p in (tmp_path / "mirror" / "wandb").glob("offline-run-*/*.wandb")] == ["run-0a1b2c.wandb"]
+
+
+def test_lightning_gives_no_advice_where_slurm_is(stage: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  recwarn: pytest.WarningsRecorder) -> None:
+    """Its hint to put srun before the command is of no use here; all else that it warns of is still heard."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+    from lightning_fabric.utilities.rank_zero import rank_zero_warn
+    from lightning_fabric.utilities.warnings import PossibleUserWarning
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    with pytest.warns(PossibleUserWarning, match="`srun` command is available"):
+        SLURMEnvironment._validate_srun_used()
+    recwarn.clear()
+    stage("one", epochs=1)
+    assert not [one for one in recwarn if "srun" in str(one.message)]
+    with manners.quiet_lightning(), pytest.warns(PossibleUserWarning, match="something else"):
+        rank_zero_warn("something else", category=PossibleUserWarning)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upft import adapters, card, checkpoint, fit, ledger, models, prefix, ranks, scoring, tracking
+from upft.choices import Style
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.ranks import World
@@ -43,7 +44,7 @@ class Job:
     out: Path
     compute: ComputeConfig
     tracker: TrackerConfig
-    quiet: bool
+    style: Style
     done: int
     before: Path | None = None
     reference: Path | None = None
@@ -63,7 +64,7 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
         found = checkpoint.latest(out / RESUME, 0 if world is None else world.rank, host.console.warn)
         if found is not None:
             host.console.say(f"  training goes on after step {found.step}")
-        job = Job(spec, inputs["rows"], out, host.compute, host.tracker, host.console.quiet, 0 if found is None else found.step,
+        job = Job(spec, inputs["rows"], out, host.compute, host.tracker, host.console.style, 0 if found is None else found.step,
                   inputs.get("model"), inputs.get("reference"))
         if world is not None:
             work(world, job, host.console)
@@ -104,7 +105,7 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
     import torch
 
     spec, out = job.spec, job.out
-    console = console or Console(quiet=job.quiet or not world.first)
+    console = console or Console(job.style if world.first else Style.quiet)
     source = models.resolve(spec.model.source)
     dtype = fit.weights_dtype(spec, spec.lora is not None)
 
@@ -135,8 +136,9 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
     if world.first:
         key = out.name.removesuffix(".partial")
         before = tracking.cut(out, job.done)
-        with tracking.open_tracker(job.tracker, out, key, f"train {key}", "train", canonical(spec), console,
-                                   Path(os.environ.get("WANDB_DIR", "."))) as tracker:
+        shown = tracking.Card(key, f"train {key[:8]}", "train", canonical(spec))
+        with tracking.open_tracker(job.tracker, out, shown, console, tracking.home(),
+                                   tracking.events_folder(job.tracker, out)) as tracker:
             tracker.catch_up(before)
             fitted = train(tracker)
     else:

@@ -1,0 +1,253 @@
+"""What W&B is told of a sweep, read back from the files that W&B itself writes, with its own record format."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "train"))
+from test_tracking import KEY, records
+
+from upft import mirror
+from upft.choices import Style, TrackerKind
+from upft.errors import ConfigError
+from upft.machine import ComputeConfig, TrackerConfig
+from upft.plan import plan
+from upft.records import Machine, Records
+from upft.store import Store
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["data.arithmetic.questions=60", "eval.limit=16", "sample.engine=transformers", "eval.engine=transformers",
+         "train.batch_size=16", "compute.threads=1", "compute.accelerator=cpu", "sample.max_tokens=8"]
+SWEEP = ["-m", "sweep=tiny_prefix_length", "prefix.len=4,8", *SMALL]
+
+
+@dataclass
+class Told:
+    """One .wandb file."""
+
+    run: Any
+    config: dict[str, Any]
+    summary: dict[str, Any] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    artifacts: dict[str, Any] = field(default_factory=dict)
+    table: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, file: Path) -> Told:
+        found = records(file)
+        run = next(r.run for r in found if r.WhichOneof("record_type") == "run")
+        out = cls(run, {item.key: json.loads(item.value_json) for item in run.config.update})
+        for record in found:
+            match record.WhichOneof("record_type"):
+                case "summary":
+                    out.summary |= {item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                                    for item in record.summary.update}
+                case "history":
+                    out.points.append({item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                                       for item in record.history.item})
+                case "artifact":
+                    out.artifacts[record.artifact.name] = record.artifact
+        for path in (file.parent / "files").rglob("*.table.json"):
+            out.table = json.loads(path.read_text())
+        return out
+
+
+def command(store: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    known = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    return subprocess.run([sys.executable, str(ROOT / "run.py"), *more, f"run.store={store}"], capture_output=True, text=True,
+                          cwd=ROOT, timeout=600, env={**known, "WANDB_DIR": str(store.parent), **environment})
+
+
+def runs(folder: Path) -> list[Told]:
+    return [Told.of(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+
+
+def one(found: list[Told], key: str) -> Told:
+    """The last, which is whole: a training has an earlier one, live."""
+    return [told for told in found if told.run.run_id == key][-1]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store filled by two cells, one after the other."""
+    store = tmp_path_factory.mktemp("sweep") / "store"
+    out = command(store, *SWEEP, "tracker=wandb", "tracker.project=upft-test", "tracker.tags=[mine]",
+                  NETRC=str(store / "none"))
+    assert out.returncode == 0, out.stderr
+    return store
+
+
+@pytest.mark.slow
+def test_a_sweep_is_a_group_a_cell_a_run(sweep: Path) -> None:
+    found = runs(sweep.parent)
+    group, = {told.run.run_group for told in found}
+    assert group.startswith("sweep-")
+    assert {told.run.project for told in found} == {"upft-test"}
+    assert all({"mine", "tiny_prefix_length"} <= set(told.run.tags) for told in found)
+    cells = [told for told in found if told.run.job_type == "report"]
+    assert sorted(told.config["cell"] for told in cells) == ["prefix.len=4", "prefix.len=8"]
+    for told in cells:
+        assert {"tiny", "arithmetic", "upft"} <= set(told.run.tags)
+        assert f"sweep-{told.config['sweep']}" == group
+        assert told.config["cell"] in told.run.display_name
+        assert told.config["prefix"]["len"] == int(told.config["cell"].removeprefix("prefix.len="))
+        assert told.config["eval"]["limit"] == 16
+        results = json.loads((sweep / "report" / told.run.run_id / "results.json").read_text())
+        task = results["tasks"]["arithmetic"]
+        assert told.summary["arithmetic/base"] == task["base"]["accuracy"]["value"]
+        assert told.summary["arithmetic/trained"] == task["trained"]["accuracy"]["value"]
+        assert [told.summary[f"arithmetic/{name}"] for name in ("difference", "difference_low", "difference_high", "p")] == [
+            task["paired"][name] for name in ("difference", "low", "high", "p_value")]
+        assert told.summary["cost/making/flops"] == results["totals"]["making"]["flops"]
+        assert told.summary["tokens/sampled"] == results["tokens"]["sampled"]
+
+
+@pytest.mark.slow
+def test_each_stage_is_one_run_of_its_kind(sweep: Path) -> None:
+    """Also those that both cells share. A training's is told twice under one id: live, and whole at its end."""
+    found = runs(sweep.parent)
+    made = {path.parent.name: path.parent.parent.name for path in sweep.glob("[a-z]*/*/manifest.json")}
+    assert {told.run.run_id: told.run.job_type for told in found} == made
+    counts = Counter(told.run.run_id for told in found)
+    assert {key: 2 if name == "train" else 1 for key, name in made.items()} == counts
+    for key, name in made.items():
+        if name == "train":
+            lines = [json.loads(line) for line in (sweep / name / key / "metrics.jsonl").read_text().splitlines()]
+            for told in (told for told in found if told.run.run_id == key):
+                assert [{k: p[k] for k in lines[0]} for p in told.points] == lines
+    train = one(found, next(key for key, name in made.items() if name == "train"))
+    told = json.loads((sweep / "train" / train.run.run_id / "train.json").read_text())
+    assert train.summary["train/last_loss"] == told["last_loss"]
+
+
+@pytest.mark.slow
+def test_artifacts_are_linked_as_the_stages_are(sweep: Path) -> None:
+    found = runs(sweep.parent)
+    made = {path.parent.name: path.parent.parent.name for path in sweep.glob("[a-z]*/*/manifest.json")}
+    for key, name in made.items():
+        told, needs = one(found, key), json.loads((sweep / name / key / "spec.json").read_text())["inputs"]
+        stages = {n: a for n, a in told.artifacts.items() if not n.startswith("run-")}
+        assert {n for n, a in stages.items() if a.use_after_commit} == {f"{made[i]}-{i}" for i in needs.values()}
+        assert [n for n, a in stages.items() if not a.use_after_commit] == [f"{name}-{key}"]
+        for n, used in stages.items():
+            own = one(found, n.partition("-")[2]).artifacts[n]
+            assert (used.digest, used.type) == (own.digest, own.type), "a link is to what was logged, not to a copy of it"
+        for entry in stages[f"{name}-{key}"].manifest.contents:
+            there = sweep / name / key / entry.path
+            if entry.path.endswith((".safetensors", ".arrow")):
+                assert entry.ref == there.as_uri()
+                assert not entry.local_path
+            else:
+                assert Path(entry.local_path) == there, "uploaded from where it lies"
+    report = next(told for told in found if told.run.job_type == "report")
+    names = {entry.path for entry in report.artifacts[f"report-{report.run.run_id}"].manifest.contents}
+    assert {"report.html", "results.json"} <= names
+
+
+@pytest.mark.slow
+def test_tables_show_samples_as_they_are(sweep: Path) -> None:
+    from transformers import AutoTokenizer
+
+    found = runs(sweep.parent)
+    for told in (told for told in found if told.run.job_type == "evaluate"):
+        rows = [json.loads(line) for line in (sweep / "evaluate" / told.run.run_id / "answers.jsonl").read_text().splitlines()]
+        first = [row for row in rows if row["index"] == 0]
+        assert told.table is not None
+        assert told.table["data"] == [[row[name] for name in told.table["columns"]] for row in first]
+        assert len(first) == 16
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "upft" / "toy" / "weights")
+    for told in (told for told in found if told.run.job_type == "sample"):
+        folder = sweep / "sample" / told.run.run_id
+        lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        asked = {q["id"]: q["text"] for q in map(json.loads, (folder / "questions.jsonl").read_text().splitlines())}
+        assert told.table is not None
+        shown = [dict(zip(told.table["columns"], row, strict=True)) for row in told.table["data"]]
+        assert len(shown) == mirror.ROWS < len(lines) == 60
+        for row, line in zip(shown, lines, strict=False):
+            assert (row["id"], row["question"], row["tokens"]) == (line["id"], asked[line["id"]], len(line["ids"]))
+            assert tokenizer(row["completion"], add_special_tokens=False)["input_ids"] == [
+                i for i in line["ids"] if i not in tokenizer.all_special_ids]
+
+
+@pytest.mark.slow
+def test_wandb_sync_takes_every_run(sweep: Path) -> None:
+    """The command of docs/tracking.md, without its upload."""
+    out = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run",
+                          *map(str, sweep.parent.glob("wandb/offline-run-*"))],
+                         capture_output=True, text=True, timeout=120, env={**os.environ, "WANDB_API_KEY": KEY})
+    assert out.returncode == 0, out.stderr
+    files = list(sweep.parent.glob("wandb/offline-run-*/*.wandb"))
+    assert sum(file.name in out.stdout + out.stderr for file in files) == len(files)
+
+
+@pytest.mark.slow
+def test_nothing_is_told_twice_and_what_was_not_is_made_up_for(sweep: Path, parse: Any) -> None:
+    """As after a kill between a stage's end and its telling; by `python -m upft.stage`, whose lines are JSON as the sweep's."""
+    before = len(runs(sweep.parent))
+    cell = plan(parse("prefix.len=4", *SMALL))
+    key, records = cell.report.key, Records(Store(sweep))
+    records.describe(cell.stages)
+    mark = sweep / mirror.FOLDER / "told" / "default.upft-test" / key
+    tracker = TrackerConfig(kind=TrackerKind.wandb, project="upft-test", group="sweep-x")
+    machine = sweep / "machine.json"
+    records.keep_machine(machine, Machine(ComputeConfig(), tracker, Style.json))
+    for expected in (before, before + 1):
+        out = subprocess.run([sys.executable, "-m", "upft.stage", str(sweep), key, "--machine", str(machine)], text=True,
+                             capture_output=True, timeout=300, env={**os.environ, "WANDB_DIR": str(sweep.parent)})
+        assert out.returncode == 0, out.stderr
+        lines = [json.loads(line) for line in out.stdout.splitlines()]
+        assert [line["level"] for line in lines] == ["info"]
+        assert key in lines[0]["text"]
+        assert len(runs(sweep.parent)) == expected
+        mark.unlink()
+
+
+@pytest.mark.slow
+def test_without_a_tracker_wandb_stays_away(tmp_path: Path) -> None:
+    """Neither imported nor written, and no key of the store says that there is such a thing."""
+    code = ("import sys; sys.argv = ['run.py', *sys.argv[1:]]; import runpy\n"
+            "try: runpy.run_path('run.py', run_name='__main__')\n"
+            "finally: assert not {'wandb', 'tensorboard'} & set(sys.modules), 'imported'")
+    out = subprocess.run([sys.executable, "-c", code, *SMALL, f"run.store={tmp_path / 'store'}", "run.console=quiet"],
+                         capture_output=True, text=True, cwd=ROOT, timeout=600, env={**os.environ, "WANDB_DIR": str(tmp_path)})
+    assert out.returncode == 0, out.stderr
+    assert out.stdout == ""
+    assert not (tmp_path / "wandb").exists()
+    assert not (tmp_path / "store" / mirror.FOLDER).exists()
+
+
+@pytest.mark.slow
+def test_a_dead_server_changes_no_result(sweep: Path, tmp_path: Path) -> None:
+    """Port 9 of this machine: nobody listens there. What would have been sent waits on disk."""
+    out = command(tmp_path / "store", *SMALL, "prefix.len=4", "tracker=wandb", WANDB_API_KEY=KEY,
+                  WANDB_BASE_URL="http://127.0.0.1:9")
+    assert out.returncode == 0, out.stderr
+    assert out.stderr.count("does not answer") == 1, "once a process"
+    key = next(path.parent.name for path in tmp_path.glob("store/report/*/results.json"))
+    ours, theirs = (json.loads((store / "report" / key / "results.json").read_text()) for store in (tmp_path / "store", sweep))
+    assert ours["tasks"] == theirs["tasks"]
+    assert len({told.run.run_id for told in runs(tmp_path)}) == len(list(tmp_path.glob("store/[a-z]*/*/manifest.json")))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()], "the key is no one's to keep"
+
+
+def test_settings_of_slurm_stay_at_home(parse: Any) -> None:
+    config = parse("compute=slurm", "compute.slurm.setup=['export TOKEN=secret']", "+compute.slurm.sbatch.comment=secret")
+    assert "secret" not in json.dumps(mirror.resolved(config))
+    assert mirror.resolved(config)["train"]["lr"] == config.train.lr
+
+
+def test_a_missing_package_is_named_before_anything_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror.importlib.util, "find_spec", lambda name: None)
+    mirror.check(TrackerConfig())
+    for kind in (TrackerKind.wandb, TrackerKind.tensorboard):
+        with pytest.raises(ConfigError, match=rf"tracker\.kind={kind.name}"):
+            mirror.check(TrackerConfig(kind=kind))

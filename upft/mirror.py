@@ -1,0 +1,200 @@
+"""What a tracker is told of a stage when it is done, from its artifact alone: run, summary, samples, files, links.
+
+Floor 5. Every stage is a run of its own under its key, told once by whoever made it; the report's run is the cell's. Nothing
+here is needed by any stage, and nothing that goes wrong here stops one. Knows no W&B (`upft.tracking` does).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from enum import Enum
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from upft import answers, tracking
+from upft.choices import TrackerKind
+from upft.config import Config
+from upft.console import Console
+from upft.errors import ConfigError
+from upft.machine import TrackerConfig
+from upft.plan import Plan, Stage
+from upft.specs import EvaluateSpec, HubRef, ReportSpec, SampleSpec
+from upft.store import MANIFEST, Store, canonical
+from upft.tracking import Bundle, Card, Story
+
+FOLDER = ".mirror"
+"""Beside the artifacts in the store: cells/KEY.json (what the cells' runs show), told/PROJECT/KEY (who was told what)."""
+SMALL = 2 * 2**20
+"""Files up to this many bytes are uploaded; of larger ones, and of weights, only the place is told."""
+WEIGHTS = (".safetensors", ".arrow")
+ROWS = 50
+"""Samples in a run's table."""
+SUMMARY = {"spec.json", "provenance.json", "ledger.json", "results.json", MANIFEST}
+"""JSON files that are no summary of the stage's own."""
+COSTS = ("prompt_tokens", "sampled_tokens", "supervised_tokens", "forward_tokens", "flops", "seconds", "device_seconds",
+         "peak_memory_bytes", "peak_device_bytes")
+
+
+def check(tracker: TrackerConfig) -> None:
+    """Raise ConfigError, before anything is spent, where the tracker's package is not installed."""
+    if tracker.kind is not TrackerKind.none and importlib.util.find_spec(tracker.kind.name) is None:
+        raise ConfigError(f"tracker.kind={tracker.kind.name}: the package {tracker.kind.name} is not installed",
+                          f"pip install {tracker.kind.name}, or set tracker=none")
+
+
+def remember(store: Store, config: Config, cell: Plan, name: str | None = None, sweep: str | None = None) -> None:
+    """Keep what a cell's run is to show and its stages do not know: the resolved configuration, its name in the sweep."""
+    if config.tracker.kind is not TrackerKind.wandb:
+        return
+    path = store.root / FOLDER / "cells" / f"{cell.report.key}.json"
+    if name is None and path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"name": name, "sweep": sweep, "config": resolved(config)}), encoding="utf-8")
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """Every setting, enums by name; without what SLURM is told (its shell lines may hold secrets)."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.name
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {key: plain(one) for key, one in value.items()}
+        return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+    found = plain(config)
+    del found["compute"]["slurm"], found["tracker"], found["plan"]
+    assert isinstance(found, dict)
+    return found
+
+
+def tell(stage: Stage, store: Store, tracker: TrackerConfig, console: Console) -> None:
+    """Show a finished stage where it was not shown before. A failure is a warning."""
+    if tracker.kind is not TrackerKind.wandb:
+        return
+    folder = store.path(stage.name, stage.key)
+    told = store.root / FOLDER / "told" / f"{tracker.entity or 'default'}.{tracker.project}" / stage.key
+    try:
+        made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["finished"]
+        if told.is_file() and told.read_text() == made:
+            return
+        told.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(told.with_suffix(".lock"), timeout=0):
+            if tracking.publish(tracker, story(stage, store), tracking.home(), console):
+                told.write_text(made)
+    except Timeout:  # another process tells just now
+        return
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever it is: the artifact is there
+        console.warn(f"{stage.label}: W&B was not told ({type(error).__name__}: {error})")
+
+
+def story(stage: Stage, store: Store) -> Story:
+    """What a stage's run shows."""
+    folder = store.path(stage.name, stage.key)
+    inputs = {role: f"{one.name}-{one.key}" for role, one in sorted(stage.inputs.items())}
+    summary = dict(_costs(folder))
+    if isinstance(stage.spec, ReportSpec):
+        summary = headline(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    else:
+        for path in sorted(set(folder.glob("*.json"))):
+            if path.name not in SUMMARY:
+                summary |= _numbers(json.loads(path.read_text(encoding="utf-8")), path.stem)
+    columns, rows = _samples(stage, folder)
+    used = {one.key: bundle(one, store) for one in stage.inputs.values()}
+    return Story(card(stage, store, inputs), tuple(_lines(folder / tracking.FILE)), summary, columns, rows,
+                 bundle(stage, store), list(used.values()))
+
+
+def card(stage: Stage, store: Store, inputs: Mapping[str, str]) -> Card:
+    """Name, job type, tags and configuration of a stage's run; the report's are the cell's."""
+    spec = stage.spec
+    if not isinstance(spec, ReportSpec):
+        model = getattr(spec, "model", None)
+        tags = [model.source.id] if model is not None and isinstance(model.source, HubRef) else []
+        return Card(stage.key, f"{stage.label} {stage.key[:8]}", stage.name, {**canonical(spec), "inputs": inputs},
+                    [*tags, *([spec.task] if isinstance(spec, EvaluateSpec) else [])])
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        known = json.loads((store.root / FOLDER / "cells" / f"{stage.key}.json").read_text(encoding="utf-8"))
+    told = {"cell": known.get("name"), "sweep": known.get("sweep"), **known.get("config", canonical(spec)), "inputs": inputs}
+    name = spec.title if not known.get("name") else f"{spec.title}, {known['name']}"
+    return Card(stage.key, name, stage.name, told, [spec.model, spec.data, spec.method.name])
+
+
+def headline(results: Mapping[str, Any]) -> dict[str, tracking.Value]:
+    """Of results.json what one looks for first: accuracies (shares), paired differences with interval and p, costs."""
+    found: dict[str, tracking.Value] = {}
+    for task, entry in {**results["tasks"], **({"mean": results["mean"]} if results["mean"] else {})}.items():
+        paired = entry["paired"]
+        found |= {f"{task}/{side}": entry[side]["accuracy"]["value"] for side in ("base", "trained")}
+        found |= {f"{task}/difference": paired["difference"], f"{task}/difference_low": paired["low"],
+                  f"{task}/difference_high": paired["high"], f"{task}/p": paired["p_value"],
+                  f"{task}/verdict": paired["verdict"]}
+    for kind, ledger in results["totals"].items():
+        found |= {f"cost/{kind}/{name}": ledger[name] for name in COSTS}
+    found |= {f"tokens/{name}": count for name, count in results["tokens"].items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def bundle(stage: Stage, store: Store) -> Bundle:
+    """A stage's artifact: small files themselves, of the others the place."""
+    folder = store.path(stage.name, stage.key)
+    sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    small = {name for name, entry in sizes.items() if entry["bytes"] <= SMALL and not name.endswith(WEIGHTS)}
+    return Bundle(f"{stage.name}-{stage.key}", stage.name, {"stage": stage.name, "key": stage.key, "label": stage.label},
+                  {name: folder / name for name in sizes if name in small},
+                  {name: folder / name for name in sizes if name not in small})
+
+
+def _costs(folder: Path) -> dict[str, tracking.Value]:
+    path = folder / "ledger.json"
+    ledger = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {f"cost/{name}": value for name, value in ledger.items() if isinstance(value, (int, float)) and name in COSTS}
+
+
+def _numbers(value: Any, name: str) -> dict[str, tracking.Value]:
+    """The leaves of nested JSON objects, named by their path; no lists."""
+    if isinstance(value, Mapping):
+        return {key: leaf for part, one in value.items() for key, leaf in _numbers(one, f"{name}/{part}").items()}
+    return {name: value} if isinstance(value, (int, float, str)) else {}
+
+
+def _samples(stage: Stage, folder: Path) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """(columns, rows): the first sample of each of the first questions, of stages that draw any."""
+    if (folder / answers.FILE).is_file():
+        columns: tuple[str, ...] = ("id", "question", "gold", "completion", "extracted", "right", "reason", "finish_reason",
+                                    "tokens")
+        return columns, [[row.get(name) for name in columns] for row in _firsts(folder / answers.FILE)]
+    if not isinstance(stage.spec, SampleSpec):
+        return (), []
+    from upft import models
+
+    model = stage.spec.model
+    tokenizer = models.load_tokenizer(models.resolve(model.source), model.trust_remote_code)
+    asked = {row["id"]: row["text"] for row in islice(_lines(folder / "questions.jsonl"), ROWS)}
+    return ("id", "question", "kind", "completion", "finish_reason", "tokens"), [
+        [row["id"], asked.get(row["id"]), row["kind"], tokenizer.decode(row["ids"], skip_special_tokens=True),
+         row["finish_reason"], len(row["ids"])] for row in _firsts(folder / "samples.jsonl")]
+
+
+def _firsts(path: Path) -> Iterator[dict[str, Any]]:
+    """The first line of each of the first questions; a question's lines follow each other."""
+    return islice((next(rows) for _, rows in groupby(_lines(path), key=lambda row: row["id"])), ROWS)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                yield json.loads(line)
