@@ -15,7 +15,7 @@ from upft import answers, diagnosis, ledger
 from upft.choices import MethodName
 from upft.errors import DataError
 from upft.report import figures, page, results
-from upft.report.evidence import Answer, Answers, Evidence, StageRecord
+from upft.report.evidence import Answer, Answers, Decode, Evidence, StageRecord
 from upft.specs import ReportSpec
 from upft.stages import Host
 
@@ -67,7 +67,8 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
         verifier=summary("verifier", "train.json"), generator=both("generator"),
         earlier=tuple(summary(f"rows:{number}", "rows.json") for number in rounds),
         chosen={task: summary(f"trained:{task}", "scores.json") for task in spec.tasks if f"generator:{task}" in inputs},
-        asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks})
+        asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks},
+        decode=_decoder(inputs["train"]))
 
 
 def last(inputs: Mapping[str, Path], side: str, task: str) -> Path:
@@ -97,6 +98,17 @@ def _place(role: str) -> tuple[int, int, int]:
     if kind in LABELS:
         return 0, 0 if kind == "pilot" else int(of) if of else 10**6, list(LABELS).index(kind)
     return 1, list(MEASURED).index(kind), 0
+
+
+def _decoder(train: Path) -> Decode | None:
+    """Of the tokenizer saved with the weights or the adapter."""
+    files = [path for path in (train / "model" / "tokenizer.json", train / "adapter" / "tokenizer.json") if path.is_file()]
+    if not files:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(files[0]))
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _answers(folder: Path) -> Answers:
