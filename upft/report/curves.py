@@ -5,6 +5,7 @@ Draws with the hand of `figures`; computes nothing.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = "osD^vPX*"
+PLACES = {"RFT": 0, "UPFT": 1, "UPFT + label filter": 2, "V-STaR": 3, "SFT": 4}
+"""Place of a method's colour and marker."""
 
 
 def draw(settings: Sequence[Setting]) -> dict[str, Drawn]:
@@ -54,18 +57,20 @@ def draw(settings: Sequence[Setting]) -> dict[str, Drawn]:
 
 def caption(name: str) -> str:
     """What a figure shows, for under it."""
-    return {"length": "Accuracy against prefix length, 95% intervals (over questions, and seeds where there are several); "
-                      "grey: the base model.",
-            "ratio": "Accuracy against the share of whole traces, 95% intervals; grey: the base model.",
+    return {"length": "Accuracy against prefix length, and its paired difference from the base model (grey), with 95% intervals "
+                      "(over questions, and seeds where there are several).",
+            "ratio": "Accuracy against the share of whole traces, and its paired difference from the base model (grey), with "
+                     "95% intervals.",
             "pareto": "Accuracy against what sampling and training took, on a logarithmic axis. Up and left is better; a line "
                       "joins the settings that no cheaper one beats. Grey: the base model.",
             "loss": "Training loss by optimiser step, the mean over seeds where there are several."}[name.rpartition("-")[0]]
 
 
 def _colours(group: Sequence[Setting]) -> dict[str, tuple[str, str]]:
-    """Method -> (colour, marker), in the order of the table."""
-    methods = list(dict.fromkeys(s.method for s in group))
-    return {method: (SERIES[n % len(SERIES)], MARKERS[n % len(MARKERS)]) for n, method in enumerate(methods)}
+    """Method -> (colour, marker): a known method has its own on every page."""
+    others = [method for method in dict.fromkeys(s.method for s in group) if method not in PLACES]
+    places = {**PLACES, **{method: len(PLACES) + n for n, method in enumerate(others)}}
+    return {method: (SERIES[n % len(SERIES)], MARKERS[n % len(MARKERS)]) for method, n in places.items()}
 
 
 def _length(s: Setting) -> float:
@@ -99,28 +104,31 @@ def _base(axes: Axes, s: Setting) -> None:
 
 def _against(lines: Sequence[Sequence[Setting]], value: Callable[[Setting], float], label: str, axis: str, one: Setting,
              colours: Mapping[str, tuple[str, str]], what: str) -> Figure:
-    figure, axes = canvas(2.9)
-    _base(axes, one)
+    figure, (upper, lower) = canvas(4.6, nrows=2, sharex=True)
+    _base(upper, one)
+    lower.axhline(0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     several: dict[str, int] = {}
-    for place, line in enumerate(lines):
+    for line in lines:
         method = line[0].method
         colour, marker = colours[method]
         nth = several[method] = several.get(method, -1) + 1
         other = f"p = {line[0].ratio:g}" if axis == "length" else f"t = {line[0].prefix_len}"
-        name = f"{method}, {other}"
-        xs = [value(s) * (1 + 0.02 * place) if axis == "length" else value(s) + 0.006 * place for s in line]
-        found = [s.overall.accuracy for s in line]
-        axes.fill_between(xs, [100 * f.low for f in found], [100 * f.high for f in found], color=colour, alpha=0.12,
-                          linewidth=0)
-        axes.errorbar(xs, [100 * f.value for f in found], [[100 * (f.value - f.low) for f in found],
-                      [100 * (f.high - f.value) for f in found]], color=colour, marker=marker, markersize=5, linewidth=1.6,
-                      elinewidth=1, linestyle=("-", "--", ":")[nth % 3], label=name)
+        xs = [value(s) for s in line]
+        found = [s.overall for s in line]
+        for axes, values in ((upper, [(f.accuracy.value, f.accuracy.low, f.accuracy.high) for f in found]),
+                             (lower, [(f.paired.difference, f.paired.low, f.paired.high) for f in found])):
+            middle, low, high = ([100 * x for x in column] for column in zip(*values, strict=True))
+            axes.fill_between(xs, low, high, color=colour, alpha=0.14, linewidth=0)
+            axes.plot(xs, middle, color=colour, marker=marker, markersize=5, linewidth=1.6, linestyle=("-", "--", ":")[nth % 3],
+                      label=f"{method}, {other}" if axes is upper else None)
     if axis == "length":
         ticks = sorted({value(s) for line in lines for s in line})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        axes.minorticks_off()
-    _finish(figure, axes, label, what)
+        lower.set_xscale("log", base=2)
+        lower.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        lower.minorticks_off()
+    _finish(figure, upper, "", what)
+    _finish(None, lower, label, "")
+    lower.set_ylabel("difference from base, points")
     return figure
 
 
@@ -144,15 +152,21 @@ def _pareto(group: Sequence[Setting], colours: Mapping[str, tuple[str, str]], wh
                       alpha=0.95, label=None if s.method in named else s.method)
         named.add(s.method)
     axes.set_xscale("log")
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = (float(known[place].cost["flops"] or 1.0) for place in (0, -1))
-    if high / low < 100:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: w.flops(x)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    ticks = _ticks(float(known[0].cost["flops"] or 1.0), float(known[-1].cost["flops"] or 1.0))
+    axes.set_xticks(ticks, [w.flops(tick) for tick in ticks])
+    axes.minorticks_off()
     _finish(figure, axes, "operations of sampling and training", what)
     return figure
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """At most five round numbers in a range of a logarithmic axis, or its ends where it holds none."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        found = [step * 10.0**power for power in powers for step in steps if low * 0.98 <= step * 10.0**power <= high * 1.02]
+        if len(found) <= 4:
+            return found or [low]
+    return found[::math.ceil(len(found) / 4)]
 
 
 def _loss_curve(s: Setting) -> list[tuple[int, float]]:
@@ -179,11 +193,12 @@ def _losses(losses: Sequence[tuple[Setting, Sequence[tuple[int, float]]]], colou
     return figure
 
 
-def _finish(figure: Figure, axes: Axes, label: str, what: str) -> None:
+def _finish(figure: Figure | None, axes: Axes, label: str, what: str) -> None:
     axes.grid(True, axis="y")
     axes.grid(False, axis="x")
     axes.tick_params(axis="y", labelcolor=MUTED)
     axes.set_xlabel(label)
     if what:
         axes.set_ylabel(f"accuracy, %: {what}")
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.6, columnspacing=1.2)
+    if figure is not None:
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.6, columnspacing=1.2)

@@ -5,8 +5,6 @@ Chooses what to show and in which order; the templates say how it looks.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,19 +29,12 @@ def render(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[
     """The whole page."""
     from markupsafe import Markup
 
-    script = (page.FOLDER / "sort.js").read_text(encoding="utf-8")
     return page.environment().get_template("overview.html.j2").render(
         title=title(settings), under=under(settings, cases), findings=findings(settings), tables=tables, marks=MARKS,
         figures=page.shown(figures), captions={name: curves.caption(name) for name in figures}, examples=_examples(settings),
         shorten=page.rest, commands=commands, versions=versions(cases), resolved=_resolved(settings),
-        css=Markup((page.FOLDER / "style.css.j2").read_text(encoding="utf-8")), script=Markup(script),
-        policy=policy(f"\n{script}"))
-
-
-def policy(script: str) -> str:
-    """What a browser may do with the page: its own styles and this one script, and load nothing."""
-    digest = base64.b64encode(hashlib.sha256((script + "\n").encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        css=Markup((page.FOLDER / "style.css.j2").read_text(encoding="utf-8")), script=Markup(page.script()),
+        policy=page.policy())
 
 
 def title(settings: Sequence[Setting]) -> str:

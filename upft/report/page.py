@@ -6,16 +6,19 @@ set is escaped (autoescape is on for everything; only our own SVG and CSS are le
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upft.report import methods, wording
+from upft.report import markdown, methods, wording
 from upft.report.evidence import Answer, Answers, Decode, Evidence, StageRecord
 from upft.report.figures import Drawn
+from upft.report.table import MARKS, Table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -54,7 +57,42 @@ def shown(figures: Mapping[str, Drawn]) -> dict[str, dict[str, Any]]:
     return {name: {"svg": Markup(drawn.inline()), "alt": drawn.alt, "id": f"{name}-alt"} for name, drawn in figures.items()}
 
 
-def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str, Drawn]) -> str:
+def script() -> str:
+    """What sorts the tables: the one script of a page."""
+    return f"\n{(FOLDER / 'sort.js').read_text(encoding='utf-8')}\n"
+
+
+def policy() -> str:
+    """What a browser may do with a page: its own styles and this one script, and load nothing."""
+    digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def repeat(evidence: Evidence) -> str | None:
+    """The command that trained the model, as its artifact notes it."""
+    for record in evidence.stages:
+        if record.role == "train" and record.provenance.get("command"):
+            return str(record.provenance["command"])
+    return None
+
+
+def as_markdown(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str, Drawn], tables: Sequence[Table]) -> str:
+    """report.md: findings, tables, figures, what was trained on, where it is from."""
+    command = repeat(evidence)
+    stages = "".join(f"| {markdown.escaped(one['label'])} | {one['key']} | {one['finished']} | {one['host']} | {one['git']} |\n"
+                     for one in (_made(record) for record in evidence.stages))
+    parts = [f"# {markdown.escaped(results['title'])}\n",
+             *(f"{markdown.escaped(line)}\n" for line in results["headline"]), *(markdown.table(one) for one in tables),
+             *(f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n" for name, drawn in figures.items()),
+             "### Training\n\n" + "".join(f"- {name}: {markdown.escaped(value)}\n"
+                                         for name, value in _facts(results["training"])),
+             f"### Provenance\n\n| stage | artifact | finished, UTC | host | commit |\n|---|---|---|---|---|\n{stages}",
+             "".join(f"- {name}: {markdown.escaped(value)}\n" for name, value in versions(evidence.stages)),
+             f"How to repeat it:\n\n    {command}\n" if command else ""]
+    return "\n".join(part for part in parts if part)
+
+
+def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str, Drawn], tables: Sequence[Table] = ()) -> str:
     """The whole page."""
     from markupsafe import Markup
 
@@ -71,6 +109,9 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
         beginnings=lengths(results["diagnosis"]) if results["diagnosis"] else [],
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
         made=[_made(record) for record in evidence.stages], versions=versions(evidence.stages), shorten=rest,
+        beside=[table for table in tables if any(row.kind == "paper" for row in table.rows)], marks=MARKS,
+        cost=next((table for table in tables if table.name == "cost"), None), command=repeat(evidence),
+        script=Markup(script()), policy=policy(),
     )
 
 

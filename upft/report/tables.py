@@ -115,7 +115,7 @@ def _paper_row(one: paper.Published, tasks: Sequence[str], counts: Sequence[Colu
 
 LABELS = {
     "sampled": "sampled", "sampled_with_prompts": "sampled, with prompts", "trained": "trained",
-    "trained_with_prompts": "trained, all epochs with prompts", "flops": "operations", "training_seconds": "training time",
+    "trained_with_prompts": "trained, with prompts", "flops": "operations", "training_seconds": "training time",
     "gpu_hours": "GPU-hours", "peak_memory_bytes": "peak memory", "peak_device_bytes": "peak GPU memory",
 }
 
@@ -137,7 +137,8 @@ def _cost(settings: Sequence[Setting]) -> Table:
         for s in settings)
     return Table("cost", "What each took", (*(Column(name, name, False) for name in ("model", "data", "setting")), *(
         Column(name, LABELS[name]) for name in there)), rows,
-        "Sampled and trained: response tokens, as the paper counts; beside them what the machine read. Sampled is what the "
+        "Sampled and trained: response tokens, as the paper counts; with prompts: what the machine read, in all "
+        "epochs. Sampled is what the "
         "method would have sampled alone. Operations by formula, of sampling and training. Training time: grading, building "
         "and training. Peak memory and GPU-hours: of all stages that make the model, a sampling that several share in full. "
         "Means over seeds.")
