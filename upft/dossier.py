@@ -68,7 +68,7 @@ def read(folder: Path) -> Case:
     root, places = folder.parent.parent, {}
     for role, key in inputs.items():
         # a key is the hash of its stage too, so no two stages share one
-        found = [path for path in sorted(root.glob(f"*/{key}")) if (path / "manifest.json").is_file()]
+        found = [path for path in sorted(root.glob(f"*/{key}")) if path.is_dir()]
         if not found:
             raise StoreError(f"{folder}: the artifact {key} ({role}) that it was made from is not in {root}",
                              "run the cell again: the same command builds what is missing")

@@ -57,8 +57,8 @@ def draw(settings: Sequence[Setting]) -> dict[str, Drawn]:
 
 def caption(name: str) -> str:
     """What a figure shows, for under it."""
-    return {"length": "Accuracy against prefix length, and its paired difference from the base model (grey), with 95% intervals "
-                      "(over questions, and seeds where there are several).",
+    return {"length": "Accuracy against prefix length, and its paired difference from the base model (grey), with 95% "
+                      "intervals (over questions, and seeds where there are several).",
             "ratio": "Accuracy against the share of whole traces, and its paired difference from the base model (grey), with "
                      "95% intervals.",
             "pareto": "Accuracy against what sampling and training took, on a logarithmic axis. Up and left is better; a line "

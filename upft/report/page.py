@@ -110,8 +110,7 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
         made=[_made(record) for record in evidence.stages], versions=versions(evidence.stages), shorten=rest,
         beside=[table for table in tables if any(row.kind == "paper" for row in table.rows)], marks=MARKS,
-        cost=next((table for table in tables if table.name == "cost"), None), command=repeat(evidence),
-        script=Markup(script()), policy=policy(),
+        command=repeat(evidence), script=Markup(script()), policy=policy(),
     )
 
 

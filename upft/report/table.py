@@ -56,6 +56,14 @@ class Table:
     rows: tuple[Row, ...]
     note: str = ""
 
+    @property
+    def narrow(self) -> list[int]:
+        """Columns for a screen: all but a model or data that is the same in every row, which the page's title names."""
+        def one(place: int) -> bool:
+            return len({row.cells[place].text for row in self.rows} - {""}) < 2
+
+        return [place for place, column in enumerate(self.columns) if column.key not in ("model", "data") or not one(place)]
+
 
 def word(text: str) -> Cell:
     """A cell of text."""

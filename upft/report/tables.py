@@ -43,17 +43,15 @@ def _accuracies(name: str, title: str, settings: Sequence[Setting]) -> Table | N
                Column("prefix_len", "t"), Column("ratio", "p"), Column("seeds", "seeds"), *counts,
                *(Column(task, task) for task in tasks), *([Column("mean", "mean")] if mean else []))
     rows: list[Row] = []
-    seen: set[tuple[str, str]] = set()
     for model in dict.fromkeys(s.model for s in settings):
         ours = [s for s in settings if s.model == model]
         rows += [_base_row(base, tasks, counts, mean) for base in bases(ours)]
         if (published := paper.line("unsupervised", model, None, "base")) is not None and set(tasks) & set(published.accuracy):
             rows.append(_paper_row(published, tasks, counts, mean))
-        for s in ours:
-            rows.append(_row(s, tasks, counts, mean))
-            published = paper.line(name, s.model, s.data, s.method)
-            if published is not None and set(tasks) & set(published.accuracy) and (s.data, s.method) not in seen:
-                seen.add((s.data, s.method))
+        for data, method in dict.fromkeys((s.data, s.method) for s in ours):
+            rows += [_row(s, tasks, counts, mean) for s in ours if (s.data, s.method) == (data, method)]
+            published = paper.line(name, model, data, method)
+            if published is not None and set(tasks) & set(published.accuracy):
                 rows.append(_paper_row(published, tasks, counts, mean))
     return Table(name, title, columns, tuple(rows), READ + _note(settings, rows, free))
 
@@ -66,6 +64,8 @@ def _note(settings: Sequence[Setting], rows: Sequence[Row], free: bool) -> str:
                if any(len(s.seeds) > 1 for s in settings) else "")
     source = (f"Rows marked “as published” are the paper's own ({paper.told()['source']}; its protocol, one greedy answer). "
               if any(row.kind == "paper" for row in rows) else "")
+    if source and any(found.protocol != paper.told()["protocol"] for s in settings for found in s.tasks.values()):
+        source += "Ours were not all asked by the paper's protocol, so the two do not measure the same. "
     return f"{counted}{several}{source}Asked: {'; '.join(asked)}."
 
 
