@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,22 @@ def test_the_door(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         shelf.main(["model=none", "--store", str(root / "store"), "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert "model=qwen_math" in capsys.readouterr().err
+
+
+def test_the_door_needs_no_torch_and_its_neighbour_still_opens(root: Path, tmp_path: Path) -> None:
+    code = ("import sys; from upft import shelf; shelf.main(sys.argv[1:]); "
+            "sys.exit(' '.join({'torch', 'transformers', 'vllm', 'wandb'} & set(sys.modules)) or 0)")
+    done = subprocess.run([sys.executable, "-c", code, "seed=0", "--store", str(root / "store"), "--out", str(tmp_path)],
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "6 reports read" in done.stdout
+    for module, shown in (("upft.report", "SELECTION"), ("upft.report.methods", "")):
+        given = "--help" if shown else str(root / "nothing")
+        done = subprocess.run([sys.executable, "-m", module, given],
+                              capture_output=True, text=True, check=False)
+        assert shown in done.stdout
+        assert "Traceback" not in done.stderr
+        assert "RuntimeWarning" not in done.stderr
 
 
 HOSTILE = Table("hostile", "50% of_all & more", (Column("a", "a_b", False), Column("b", "x^2 #", True)), (

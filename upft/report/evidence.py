@@ -41,16 +41,16 @@ class Answer:
     judged: bool | None = None
     """Whether a judge accepted what the rule did not; None where none was asked."""
     ids: tuple[int, ...] = ()
-    """Tokens of the completion."""
+    """The first tokens of the completion, as many as a prefix has."""
 
     @classmethod
-    def read(cls, row: Mapping[str, Any]) -> Answer:
-        """From a row of answers.jsonl."""
+    def read(cls, row: Mapping[str, Any], first: int = 0) -> Answer:
+        """From a row of answers.jsonl, with its `first` token ids."""
         return cls(str(row["id"]), int(row["index"]), str(row.get("question", "")), str(row.get("gold", "")),
                    str(row.get("completion", "")), row.get("extracted"), bool(row["right"]),
                    str(row.get("finish_reason", "")), int(row.get("tokens", 0)), row.get("style"), "style" in row,
                    row.get("vote"), str(row.get("reason", "")), (row.get("judge") or {}).get("accepted"),
-                   tuple(row.get("ids", ())))
+                   tuple(row.get("ids", ())[:first]))
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,20 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
                     _json(folder / "provenance.json"))
         for role, folder in sorted(inputs.items(), key=lambda item: _place(item[0])))
 
+    rows = _json(inputs["rows"] / "rows.json")
+    length = rows.get("prefix_len", spec.prefix_len) or 0
+
     def summary(role: str, file: str) -> dict[str, Any]:
         return _json(inputs[role] / file) if role in inputs else {}
 
     def both(role: str) -> dict[str, tuple[Answers, Answers]]:
-        return {task: (_answers(last(inputs, "base", task)), _answers(last(inputs, role, task))) for task in spec.tasks
-                if f"{role}:{task}" in inputs}
+        return {task: (_answers(last(inputs, "base", task), length), _answers(last(inputs, role, task), length))
+                for task in spec.tasks if f"{role}:{task}" in inputs}
 
     rounds = sorted(int(role.partition(":")[2]) for role in inputs if role.startswith("rows:"))
     return Evidence(
         spec, stages, samples=_json(inputs["samples"] / "samples.json"),
-        diagnosis=_json(inputs["diagnosis"] / diagnosis.FILE), rows=_json(inputs["rows"] / "rows.json"),
+        diagnosis=_json(inputs["diagnosis"] / diagnosis.FILE), rows=rows,
         train=_json(inputs["train"] / "train.json"), metrics=tuple(_lines(inputs["train"] / "metrics.jsonl")),
         tasks=both("trained"), grades=summary("grades", "grades.json"), pairs=summary("pairs", "pairs.json"),
         verifier=summary("verifier", "train.json"), generator=both("generator"),
@@ -119,9 +122,9 @@ def _decoder(train: Path) -> Decode | None:
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _answers(folder: Path) -> Answers:
+def _answers(folder: Path, first: int) -> Answers:
     path = folder / answers.FILE
-    return Answers.of([Answer.read(row) for row in _lines(path)], str(path))
+    return Answers.of([Answer.read(row, first) for row in _lines(path)], str(path))
 
 
 def _json(path: Path) -> dict[str, Any]:
