@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["sample.engine=transformers", "eval.engine=transformers", "data.arithmetic.questions=96",
          "eval.tasks.arithmetic.arithmetic.questions=40", "eval.n=2", "train.batch_size=16", "compute.threads=1"]
 VOLATILE = {"provenance.json", "ledger.json", "manifest.json", "metrics.jsonl", "results.json", "report.html",
-            "README.md"}
+            "README.md", "report.md", "cost.csv", "cost.tex"}
 """Files that hold clocks, or are made from files that do."""
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from upft.errors import StoreError
-from upft.store import Corrupt, Store, canonical, digest
+from upft.store import Corrupt, Store, canonical, digest, provenance
 
 IDENTITY = {"stage": "sample", "spec": {"n": 1}}
 
@@ -151,3 +151,13 @@ def test_canonical_form_is_strict():
         canonical({"a": {1, 2}})
     with pytest.raises(ValueError, match="Out of range"):
         digest(canonical(float("nan")))
+
+
+@pytest.mark.parametrize(("argv", "told"), [
+    (["run.py", "-m", "prefix.len=8,16", "run.store=my store"], "python run.py -m prefix.len=8,16 'run.store=my store'"),
+    (["/somewhere/run.py", "seed=0"], "python run.py seed=0"),
+    (["/somewhere/upft/stage.py", "abc"], "python -m upft.stage abc"),
+])
+def test_provenance_tells_the_command(argv: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    assert provenance(0.0)["command"] == told

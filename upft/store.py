@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -287,7 +288,17 @@ def provenance(started: float) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": versions,
         "git": _git_commit(),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """What was typed, as near as the process knows: `python run.py ...`, `python -m upft.stage ...`."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    package = program.parent.name
+    module = f"{package}.{program.stem}".removesuffix(".__main__")
+    head = ["-m", module] if package.split(".")[0] == "upft" and program.suffix == ".py" else [program.name]
+    return shlex.join(["python", *head, *sys.argv[1:]])
 
 
 def _git_commit() -> str | None:

@@ -47,7 +47,7 @@ class Page(HTMLParser):
                 pass
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text.append(data)
 
     @property
@@ -105,21 +105,24 @@ def test_nothing_is_loaded(html: str, tmp_path: Path) -> None:
     for text in (html, evil_page(tmp_path)):
         found = Page(text)
         names = {tag for tag, _ in found.tags}
-        assert not names & {"script", "link", "iframe", "img", "object", "embed", "base", "form", "image", "audio", "video"}
+        assert text.count("<script") == 1
+        assert re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1] == page.script()  # type: ignore[index]
+        assert f'content="{page.policy()}"'.replace("'", "&#39;") in text
+        assert not names & {"link", "iframe", "img", "object", "embed", "base", "form", "image", "audio", "video"}
         for tag, attributes in found.tags:
             assert not [name for name in attributes if name.startswith("on")], tag
             for name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster"):
                 assert str(attributes.get(name) or "#").startswith("#"), (tag, attributes)
         style = text[text.index("<style>"):text.index("</style>")]
         assert not re.search(r"url\(|@import|https?:", style)
-    assert "http" not in html
+    assert not re.search(r"https?:", html)
 
 
 def test_what_models_write_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     text = evil_page(tmp_path)
     found = Page(text)
     assert found.problems == []
-    assert "<script>" not in text
+    assert text.count("<script>") == 1  # ours
     assert text.count("&lt;script&gt;") >= 4 * 4  # questions, gold answers, completions on both sides
     assert "t<b>" in found.words
     assert EVIL in "".join(found.text)

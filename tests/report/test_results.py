@@ -178,7 +178,7 @@ def test_the_same_artifacts_give_the_same_report(tmp_path: Path) -> None:
     assert [str(f) for f in files] == [
         "figures/accuracy.pdf", "figures/accuracy.svg", "figures/beginnings.pdf", "figures/beginnings.svg",
         "figures/loss.pdf", "figures/loss.svg", "figures/styles-0.pdf", "figures/styles-0.svg", "ledger.json", "report.html",
-        "results.json"]
+        "report.md", "results.json", "tables/cost.csv", "tables/cost.tex", "tables/unsupervised.csv", "tables/unsupervised.tex"]
     for name in files:
         if name.name != "ledger.json":
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name

@@ -5,7 +5,7 @@ Knows what the artifacts hold. Refuses to know where they lie, and draws no conc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from upft.errors import DataError
 from upft.ledger import Ledger
 from upft.specs import ReportSpec
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids -> text, without special tokens."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,17 @@ class Answer:
     reason: str = ""
     judged: bool | None = None
     """Whether a judge accepted what the rule did not; None where none was asked."""
+    ids: tuple[int, ...] = ()
+    """The first tokens of the completion, as many as a prefix has."""
 
     @classmethod
-    def read(cls, row: Mapping[str, Any]) -> Answer:
-        """From a row of answers.jsonl."""
+    def read(cls, row: Mapping[str, Any], first: int = 0) -> Answer:
+        """From a row of answers.jsonl, with its `first` token ids."""
         return cls(str(row["id"]), int(row["index"]), str(row.get("question", "")), str(row.get("gold", "")),
                    str(row.get("completion", "")), row.get("extracted"), bool(row["right"]),
                    str(row.get("finish_reason", "")), int(row.get("tokens", 0)), row.get("style"), "style" in row,
-                   row.get("vote"), str(row.get("reason", "")), (row.get("judge") or {}).get("accepted"))
+                   row.get("vote"), str(row.get("reason", "")), (row.get("judge") or {}).get("accepted"),
+                   tuple(row.get("ids", ())[:first]))
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ class Evidence:
     earlier: tuple[Mapping[str, Any], ...] = ()
     generator: Mapping[str, tuple[Answers, Answers]] = field(default_factory=dict)
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    decode: Decode | None = None
+    """Of the model's tokenizer, where the training's artifact holds it."""
 
     @property
     def method(self) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636f", "#d5dae1", "#fefefe"
 BASE, TRAINED = "#6b7480", "#0072b2"  # Okabe and Ito's blue beside a grey: apart in lightness too
-VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper", BASE: "--base", TRAINED: "--trained"}
+SERIES = ("#d55e00", "#0173b3", "#009e73", "#cc79a7", "#a07800", "#7b5cc4")
+"""One for each method where many stand in a figure; Okabe and Ito's, two of them darker so that they show on paper."""
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper", BASE: "--base", TRAINED: "--trained",
+             **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)}}
 WIDTH = 4.9
 """Inches. Narrow, so that a phone shows the labels at a size that can be read."""
 STYLE = {
@@ -62,35 +66,44 @@ class Drawn:
 
 def draw(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Drawn]:
     """Every figure that there is something to draw for, by name: accuracy, styles-<task>, beginnings, loss."""
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's matplotlibrc must not restyle a report
-        mpl.rcParams.update(STYLE)
-        figures = {"accuracy": _drawn("accuracy", _accuracy_alt(results), _accuracy(results))}
+    with styled():
+        figures = {"accuracy": drawn("accuracy", _accuracy_alt(results), _accuracy(results))}
         for number, (task, entry) in enumerate(results["tasks"].items()):
             if entry["styles"] is not None:
                 name = f"styles-{number}"
                 alt = f"Share and accuracy of each way to open a solution on {task}, base and {results['method']}"
-                figures[name] = _drawn(name, alt, _styles(entry["styles"], results["method"]))
+                figures[name] = drawn(name, alt, _styles(entry["styles"], results["method"]))
         diagnosis = results["diagnosis"]
         if diagnosis is not None and (len(diagnosis["curve"]["t"]) > 1 or diagnosis["entropy"] is not None):
-            figures["beginnings"] = _drawn("beginnings", _beginnings_alt(diagnosis), _beginnings(diagnosis))
+            figures["beginnings"] = drawn("beginnings", _beginnings_alt(diagnosis), _beginnings(diagnosis))
         losses = [(int(m["step"]), float(m["loss"])) for m in metrics if "step" in m and "loss" in m]
         if len(losses) > 1:
             alt = f"Training loss from {losses[0][1]:.3f} at step {losses[0][0]} to {losses[-1][1]:.3f} at step {losses[-1][0]}"
-            figures["loss"] = _drawn("loss", alt, _loss(losses))
+            figures["loss"] = drawn("loss", alt, _loss(losses))
     return figures
 
 
-def _drawn(name: str, alt: str, figure: Figure) -> Drawn:
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style of every figure; a user's matplotlibrc must not restyle a report."""
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def drawn(name: str, alt: str, figure: Figure) -> Drawn:
+    """A figure as SVG and PDF, without the time."""
     svg, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     return Drawn(name, alt, svg.getvalue(), pdf.getvalue())
 
 
-def _figure(height: float, **ratios: Any) -> tuple[Figure, Any]:
+def canvas(height: float, **ratios: Any) -> tuple[Figure, Any]:
+    """(figure, axes): WIDTH wide, `height` inches high."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -108,7 +121,7 @@ def _dot(axes: Axes, x: float, y: float, trained: bool) -> None:
 
 def _accuracy(results: Mapping[str, Any]) -> Figure:
     tasks, method = results["tasks"], results["method"]
-    figure, axes = _figure(0.55 + 0.72 * len(tasks))
+    figure, axes = canvas(0.55 + 0.72 * len(tasks))
     labels: list[tuple[float, str]] = []
     highest = max(entry[side]["accuracy"]["high"] for entry in tasks.values() for side in ("base", "trained"))
     lowest = min(entry[side]["accuracy"]["low"] for entry in tasks.values() for side in ("base", "trained"))
@@ -141,7 +154,7 @@ def _accuracy_alt(results: Mapping[str, Any]) -> str:
 
 def _styles(styles: Mapping[str, Any], method: str) -> Figure:
     openings = styles["openings"]
-    figure, (left, right) = _figure(0.95 + 0.42 * len(openings), ncols=2, sharey=True)
+    figure, (left, right) = canvas(0.95 + 0.42 * len(openings), ncols=2, sharey=True)
     for axes, field, title in ((left, "share", "coverage: share of answers, %"), (right, "accuracy", "accuracy behind it, %")):
         for y, opening in enumerate(openings):
             ends = [opening[side][field] for side in ("base", "trained")]
@@ -167,7 +180,7 @@ def _styles(styles: Mapping[str, Any], method: str) -> Figure:
 def _beginnings(diagnosis: Mapping[str, Any]) -> Figure:
     curve, entropy = diagnosis["curve"], diagnosis["entropy"]
     panels = [name for name, there in (("agreement", len(curve["t"]) > 1), ("entropy", entropy is not None)) if there]
-    figure, grid = _figure(2.4, ncols=len(panels), squeeze=False)
+    figure, grid = canvas(2.4, ncols=len(panels), squeeze=False)
     for axes, panel in zip(grid[0], panels, strict=True):
         if panel == "agreement":
             axes.fill_between(curve["t"], [100 * x for x in curve["low"]], [100 * x for x in curve["high"]], color=BASE,
@@ -209,7 +222,7 @@ def _beginnings_alt(diagnosis: Mapping[str, Any]) -> str:
 
 
 def _loss(losses: Sequence[tuple[int, float]]) -> Figure:
-    figure, axes = _figure(2.3)
+    figure, axes = canvas(2.3)
     steps, values = [s for s, _ in losses], [v for _, v in losses]
     smooth = len(values) >= 40
     axes.plot(steps, values, color=BASE if smooth else TRAINED, linewidth=0.7 if smooth else 1.6, alpha=0.6 if smooth else 1)

@@ -6,16 +6,22 @@ set is escaped (autoescape is on for everything; only our own SVG and CSS are le
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from upft.report import methods, wording
-from upft.report.evidence import Answer, Answers, Evidence, StageRecord
+from upft.report import markdown, methods, wording
+from upft.report.evidence import Answer, Answers, Decode, Evidence, StageRecord
 from upft.report.figures import Drawn
+from upft.report.table import MARKS, Table
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FOLDER = Path(__file__).parent
 EXAMPLES = 6
@@ -32,32 +38,84 @@ class Pair:
     gold: str
     base: Answer
     trained: Answer
+    beginnings: tuple[str, str] = ("", "")
+    """What the first t tokens of each answer say, t the prefix length; empty where not known."""
 
 
-def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str, Drawn]) -> str:
-    """The whole page."""
+def environment() -> Environment:
+    """The templates; everything put into them is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                       lstrip_blocks=True)
+
+
+def shown(figures: Mapping[str, Drawn]) -> dict[str, dict[str, Any]]:
+    """Figures as a template takes them."""
     from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("template.html.j2").render(
+    return {name: {"svg": Markup(drawn.inline()), "alt": drawn.alt, "id": f"{name}-alt"} for name, drawn in figures.items()}
+
+
+def script() -> str:
+    """What sorts the tables: the one script of a page."""
+    return f"\n{(FOLDER / 'sort.js').read_text(encoding='utf-8')}\n"
+
+
+def policy() -> str:
+    """What a browser may do with a page: its own styles and this one script, and load nothing."""
+    digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def repeat(evidence: Evidence) -> str | None:
+    """The command that trained the model, as its artifact notes it."""
+    for record in evidence.stages:
+        if record.role == "train" and record.provenance.get("command"):
+            return str(record.provenance["command"])
+    return None
+
+
+def as_markdown(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str, Drawn], tables: Sequence[Table]) -> str:
+    """report.md: findings, tables, figures, what was trained on, where it is from."""
+    command = repeat(evidence)
+    stages = "".join(f"| {markdown.escaped(one['label'])} | {one['key']} | {one['finished']} | {one['host']} | {one['git']} |\n"
+                     for one in (_made(record) for record in evidence.stages))
+    parts = [f"# {markdown.escaped(results['title'])}\n",
+             *(f"{markdown.escaped(line)}\n" for line in results["headline"]), *(markdown.table(one) for one in tables),
+             *(f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n" for name, drawn in figures.items()),
+             "### Training\n\n" + "".join(f"- {name}: {markdown.escaped(value)}\n"
+                                         for name, value in _facts(results["training"])),
+             f"### Provenance\n\n| stage | artifact | finished, UTC | host | commit |\n|---|---|---|---|---|\n{stages}",
+             "".join(f"- {name}: {markdown.escaped(value)}\n" for name, value in versions(evidence.stages)),
+             f"How to repeat it:\n\n    {command}\n" if command else ""]
+    return "\n".join(part for part in parts if part)
+
+
+def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str, Drawn], tables: Sequence[Table] = ()) -> str:
+    """The whole page."""
+    from markupsafe import Markup
+
+    return environment().get_template("template.html.j2").render(
         r=results, w=wording, method=results["method"],
         css=Markup((FOLDER / "style.css.j2").read_text(encoding="utf-8")),
-        figures={name: {"svg": Markup(drawn.inline()), "alt": drawn.alt, "id": f"{name}-alt"}
-                 for name, drawn in figures.items()},
+        figures=shown(figures),
         findings={task: [unbroken(text) for text in wording.finding(task, entry, results["method"])]
                   for task, entry in results["tasks"].items()}, unbroken=unbroken,
         rows=evidence.rows.get("examples", []),
-        pairs={task: differing(base, trained) for task, (base, trained) in evidence.tasks.items()},
+        pairs={task: differing(base, trained, EXAMPLES, evidence.decode, results["prefix_len"])
+               for task, (base, trained) in evidence.tasks.items()},
         facts=_facts(results["training"]), comparison=methods.columns(methods.table([results])),
         beginnings=lengths(results["diagnosis"]) if results["diagnosis"] else [],
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
-        made=[_made(record) for record in evidence.stages], versions=_versions(evidence.stages), shorten=shorten,
+        made=[_made(record) for record in evidence.stages], versions=versions(evidence.stages), shorten=rest,
+        beside=[table for table in tables if any(row.kind == "paper" for row in table.rows)], marks=MARKS,
+        command=repeat(evidence), script=Markup(script()), policy=policy(),
     )
 
 
-def differing(base: Answers, trained: Answers, count: int = EXAMPLES) -> list[Pair]:
+def differing(base: Answers, trained: Answers, count: int = EXAMPLES, decode: Decode | None = None,
+              prefix_len: int | None = None) -> list[Pair]:
     """Questions whose answers went from wrong to right or from right to wrong, both kinds in turn.
 
     Ordered by question id (a hash of the question), so neither the file's order nor a choice of ours decides.
@@ -78,7 +136,17 @@ def differing(base: Answers, trained: Answers, count: int = EXAMPLES) -> list[Pa
         for side in (gained, lost):
             if side and len(out) < count:
                 out.append(side.pop(0))
-    return out
+    return [replace(p, beginnings=(beginning(p.base, decode, prefix_len), beginning(p.trained, decode, prefix_len)))
+            for p in out]
+
+
+def beginning(answer: Answer, decode: Decode | None, length: int | None) -> str:
+    """The part of an answer's text that its first `length` tokens say; empty where that cannot be told. A character that
+    the cut goes through is left out."""
+    if decode is None or length is None or not answer.ids:
+        return ""
+    text = decode(answer.ids[:length]).rstrip("\ufffd")
+    return text if answer.completion.startswith(text) else ""
 
 
 def unbroken(text: str) -> str:
@@ -94,6 +162,12 @@ def shorten(text: str, longest: int = LONGEST) -> list[str]:
         return [text]
     head, tail = longest * 3 // 5, longest * 2 // 5
     return [text[:head], f"… {wording.count(len(text) - head - tail)} characters …", text[-tail:]]
+
+
+def rest(text: str, start: bool = True) -> list[str]:
+    """`shorten`; of what follows a marked beginning the space before it is kept."""
+    first, *more = shorten(text)
+    return [first if start else text[:len(text) - len(text.lstrip())] + first, *more]
 
 
 def _facts(t: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -172,7 +246,7 @@ def _made(record: StageRecord) -> dict[str, str]:
     }
 
 
-def _versions(stages: Iterable[StageRecord]) -> list[tuple[str, str]]:
+def versions(stages: Iterable[StageRecord]) -> list[tuple[str, str]]:
     """Every version that any stage ran with; more than one where stages differ."""
     found: dict[str, list[str]] = {}
     for record in stages:

@@ -112,3 +112,30 @@ def finding(task: str, entry: Mapping[str, Any], method: str) -> tuple[str, str]
     if verb.startswith("did not"):
         numbers += f"; inside noise. A change of {100 * paired['smallest_detectable']:.1f} points would likely have shown"
     return what, numbers + "."
+
+
+def short(n: float | None) -> str:
+    """Tokens as the paper gives them: 318.0M, 16.1k, 902."""
+    if n is None:
+        return NONE
+    if n >= 99_950:
+        return f"{n / 1e6:,.1f}M" if n >= 999_500 else f"{n / 1e6:.2f}M"
+    return f"{n / 1e3:.1f}k" if n >= 999.5 else f"{n:,.0f}"
+
+
+def share(x: float) -> str:
+    """A share of another's cost: 0.4%, 53%, 1.00×, 3.1×; never a zero that is none."""
+    if x >= 0.995:
+        return f"{x:,.2f}×" if x < 10 else f"{x:,.0f}×"
+    return f"{100 * x:.0f}%" if x >= 0.0995 else f"{100 * x:.2g}%"
+
+
+def commit(git: Any) -> str:
+    """Ten digits of a commit, and whether the tree had changes."""
+    head, _, changed = str(git or "").partition("+")
+    return (head[:10] + (" + changes" if changed else "")) if head else NONE
+
+
+def time(stamp: Any) -> str:
+    """2026-03-01T10:04:05Z -> 2026-03-01 10:04:05."""
+    return str(stamp or NONE).replace("T", " ").replace("Z", "")

@@ -1,7 +1,8 @@
 """Stage `report`: what the cell found, from the artifacts alone.
 
 Reads the summaries, answers and ledgers upstream; writes results.json (every number shown), report.html,
-figures/ and ledger.json. The same artifacts give the same report. Needs no torch.
+report.md,
+tables/, figures/ and ledger.json. The same artifacts give the same report. Needs no torch.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from upft import answers, diagnosis, ledger
 from upft.choices import MethodName
 from upft.errors import DataError
-from upft.report import figures, page, results
-from upft.report.evidence import Answer, Answers, Evidence, StageRecord
+from upft.report import figures, latex, page, results, settings, spreadsheet, tables
+from upft.report.evidence import Answer, Answers, Decode, Evidence, StageRecord
 from upft.specs import ReportSpec
 from upft.stages import Host
 
@@ -36,7 +37,14 @@ def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         for name, figure in drawn.items():
             (out / "figures" / f"{name}.svg").write_bytes(figure.svg)
             (out / "figures" / f"{name}.pdf").write_bytes(figure.pdf)
-        (out / "report.html").write_text(page.render(found, evidence, drawn), encoding="utf-8")
+        alone = settings.settings([settings.Case("", evidence, {})])
+        made = [table for table in tables.tables(alone, []) if table.name != "cells"]
+        (out / "tables").mkdir()
+        for table in made:
+            (out / "tables" / f"{table.name}.tex").write_text(latex.table(table), encoding="utf-8")
+            (out / "tables" / f"{table.name}.csv").write_text(spreadsheet.table(table), encoding="utf-8")
+        (out / "report.md").write_text(page.as_markdown(found, evidence, drawn, made), encoding="utf-8")
+        (out / "report.html").write_text(page.render(found, evidence, drawn, made), encoding="utf-8")
         (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
                                           encoding="utf-8")
     cost = ledger.Ledger()
@@ -51,23 +59,27 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
                     _json(folder / "provenance.json"))
         for role, folder in sorted(inputs.items(), key=lambda item: _place(item[0])))
 
+    rows = _json(inputs["rows"] / "rows.json")
+    length = rows.get("prefix_len", spec.prefix_len) or 0
+
     def summary(role: str, file: str) -> dict[str, Any]:
         return _json(inputs[role] / file) if role in inputs else {}
 
     def both(role: str) -> dict[str, tuple[Answers, Answers]]:
-        return {task: (_answers(last(inputs, "base", task)), _answers(last(inputs, role, task))) for task in spec.tasks
-                if f"{role}:{task}" in inputs}
+        return {task: (_answers(last(inputs, "base", task), length), _answers(last(inputs, role, task), length))
+                for task in spec.tasks if f"{role}:{task}" in inputs}
 
     rounds = sorted(int(role.partition(":")[2]) for role in inputs if role.startswith("rows:"))
     return Evidence(
         spec, stages, samples=_json(inputs["samples"] / "samples.json"),
-        diagnosis=_json(inputs["diagnosis"] / diagnosis.FILE), rows=_json(inputs["rows"] / "rows.json"),
+        diagnosis=_json(inputs["diagnosis"] / diagnosis.FILE), rows=rows,
         train=_json(inputs["train"] / "train.json"), metrics=tuple(_lines(inputs["train"] / "metrics.jsonl")),
         tasks=both("trained"), grades=summary("grades", "grades.json"), pairs=summary("pairs", "pairs.json"),
         verifier=summary("verifier", "train.json"), generator=both("generator"),
         earlier=tuple(summary(f"rows:{number}", "rows.json") for number in rounds),
         chosen={task: summary(f"trained:{task}", "scores.json") for task in spec.tasks if f"generator:{task}" in inputs},
-        asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks})
+        asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks},
+        decode=_decoder(inputs["train"]))
 
 
 def last(inputs: Mapping[str, Path], side: str, task: str) -> Path:
@@ -99,9 +111,20 @@ def _place(role: str) -> tuple[int, int, int]:
     return 1, list(MEASURED).index(kind), 0
 
 
-def _answers(folder: Path) -> Answers:
+def _decoder(train: Path) -> Decode | None:
+    """Of the tokenizer saved with the weights or the adapter."""
+    files = [path for path in (train / "model" / "tokenizer.json", train / "adapter" / "tokenizer.json") if path.is_file()]
+    if not files:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(files[0]))
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _answers(folder: Path, first: int) -> Answers:
     path = folder / answers.FILE
-    return Answers.of([Answer.read(row) for row in _lines(path)], str(path))
+    return Answers.of([Answer.read(row, first) for row in _lines(path)], str(path))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -89,6 +89,69 @@ def paired_over_seeds(a: ArrayLike, b: ArrayLike) -> Paired:
     return Paired(mean, low, high, p_value, "t, crossed random effects", verdict(mean, low, high, p_value))
 
 
+def macro_over_seeds(tasks: Sequence[ArrayLike]) -> Estimate:
+    """Mean of the tasks' means under several seeds: each task [seeds, questions], all under the same seeds. The model of
+    `over_seeds`, with `seeds_macro`'s variance and Wilson's interval; of one task it is `over_seeds`."""
+    from scipy import stats
+
+    matrices = [_seeds(task) for task in tasks]
+    mean, variance, freedom = seeds_macro(matrices)
+    most = float(sum(matrix.size for matrix in matrices))
+    p = np.clip(np.array(mean), 0.0, 1.0)
+    if variance <= 1e-18:
+        n, quantile = most / len(matrices[0]), float(stats.norm.ppf(1 - LEVEL / 2))
+    else:
+        n, quantile = min(float(p * (1 - p) / variance), most), float(stats.t.ppf(1 - LEVEL / 2, freedom))
+    low, high = wilson(p, np.array(n), quantile)
+    return Estimate(float(p), min(max(float(low), 0.0), float(p)), max(min(float(high), 1.0), float(p)))
+
+
+def paired_macro_over_seeds(a: Sequence[ArrayLike], b: Sequence[ArrayLike]) -> Paired:
+    """b minus a of the tasks' mean over common seeds and questions: each task [seeds, questions], all under the same seeds.
+    `paired_over_seeds` of one task. Raises ValueError where tasks, seeds or questions differ in number."""
+    from scipy import stats
+
+    first, second = [_seeds(task) for task in a], [_seeds(task) for task in b]
+    if [task.shape for task in first] != [task.shape for task in second]:
+        raise ValueError("a and b have other tasks, seeds or questions: give the same ones")
+    mean, variance, freedom = seeds_macro([y - x for x, y in zip(first, second, strict=True)])
+    error = float(np.sqrt(max(variance, 1e-18)))
+    flat = variance <= 1e-18
+    questions = sum(task.shape[1] for task in first)
+    half = 1 - (LEVEL / 2) ** (1 / questions) if flat else float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
+    p_value = 1.0 if flat else float(2 * stats.t.sf(abs(mean) / error, freedom))
+    low, high = max(-1.0, mean - half), min(1.0, mean + half)
+    return Paired(mean, low, high, p_value, "t, crossed random effects", verdict(mean, low, high, p_value))
+
+
+def seeds_macro(tasks: Sequence[Array]) -> tuple[float, float, float]:
+    """(mean, variance of the mean, degrees of freedom) of the mean over tasks, each [seeds, questions] under the same seeds.
+
+    A seed moves all tasks at once, so its part is taken from the seeds' means over the tasks; questions are drawn for each
+    task by itself, so theirs add up. Parts and degrees of freedom as in `_crossed`. Raises ValueError without a task or
+    where tasks have other numbers of seeds.
+    """
+    if not tasks or len({len(task) for task in tasks}) != 1:
+        raise ValueError(f"{len(tasks)} tasks with {sorted({len(task) for task in tasks})} seeds: give each the same seeds")
+    seeds = len(tasks[0])
+    by_seed = np.mean([task.mean(axis=1) for task in tasks], axis=0)
+    of_seeds = float(by_seed.var(ddof=1)) / seeds
+    of_questions = weight = 0.0
+    for task in tasks:
+        questions, mean = task.shape[1], task.mean()
+        q = seeds * float(task.mean(axis=0).var(ddof=1))
+        left = task - task.mean(axis=0) - task.mean(axis=1)[:, None] + mean
+        e = float((left**2).sum()) / ((seeds - 1) * (questions - 1))
+        scale = seeds * questions * len(tasks) ** 2
+        if q > e:
+            of_questions += (q - e) / scale
+            weight += (q**2 / (questions - 1) + e**2 / ((seeds - 1) * (questions - 1))) / scale**2
+    total = of_seeds + of_questions
+    weight += of_seeds**2 / (seeds - 1)
+    most = float(sum(task.size for task in tasks) - 1)
+    return float(by_seed.mean()), total, float(np.clip(total**2 / max(weight, 1e-300), float(seeds - 1), most))
+
+
 def seeds_interval(values: Array) -> tuple[Array, Array, Array]:
     """(mean, low, high) of values: [..., seeds, questions] from 0 to 1."""
     from scipy import stats

@@ -1,0 +1,102 @@
+"""The report on many cells: reads report artifacts and what they were made from, writes one folder.
+
+    report.html  report.md  results.json  tables/NAME.tex  tables/NAME.csv  figures/NAME.svg  figures/NAME.pdf
+
+The same artifacts give the same bytes. Knows where artifacts lie; what is said of them is `upft.report`'s. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from upft.choices import MethodName
+from upft.errors import DataError, StoreError
+from upft.report import curves, latex, overview, spreadsheet
+from upft.report.settings import Case, newest, settings
+from upft.report.tables import tables
+from upft.specs import ReportSpec
+from upft.stages import report as stage
+
+
+def write(reports: Sequence[Path], out: Path, command: str | None = None) -> Path:
+    """Write the report on those cells into `out` and return its page.
+
+    reports: folders of report artifacts, `STORE/report/KEY`, with the artifacts they were made from in the same store.
+    command: what makes these cells, where one command does (a sweep's); else the commands that the cells themselves note.
+    Files of an earlier report in `out` are replaced, others are left alone. Raises StoreError for a folder that is no report,
+    or whose artifacts are gone, and DataError for answers that cannot be paired.
+    """
+    if not reports:
+        raise DataError("a report on no cell", "give at least one report artifact")
+    cases = newest([read(folder) for folder in sorted({Path(one).resolve() for one in reports}, key=lambda path: path.name)])
+    found = settings(cases)
+    ordered = [case for one in found for case in one.cases]
+    made, figures = tables(found, ordered), curves.draw(found)
+    commands = [command] if command is not None else commands_of(ordered)
+    try:
+        for name in ("tables", "figures"):
+            shutil.rmtree(out / name, ignore_errors=True)
+            (out / name).mkdir(parents=True)
+        for table in made:
+            (out / "tables" / f"{table.name}.tex").write_text(latex.table(table), encoding="utf-8")
+            (out / "tables" / f"{table.name}.csv").write_text(spreadsheet.table(table), encoding="utf-8")
+        for name, figure in figures.items():
+            (out / "figures" / f"{name}.svg").write_bytes(figure.svg)
+            (out / "figures" / f"{name}.pdf").write_bytes(figure.pdf)
+        (out / "report.md").write_text(overview.as_markdown(found, ordered, made, figures, commands), encoding="utf-8")
+        told = overview.as_json(found, ordered, figures, commands)
+        (out / "results.json").write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+                                          encoding="utf-8")
+        (out / "report.html").write_text(overview.render(found, ordered, made, figures, commands), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"the report cannot be written into {out}: {error.strerror}", "give another folder") from error
+    return out / "report.html"
+
+
+def read(folder: Path) -> Case:
+    """One report artifact with what it was made from. Raises StoreError."""
+    try:
+        identity = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+        spec, inputs = report_spec(identity["spec"]), identity["inputs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder} is no report artifact: {error}", "give STORE/report/KEY") from error
+    root, places = folder.parent.parent, {}
+    for role, key in inputs.items():
+        # a key is the hash of its stage too, so no two stages share one
+        found = [path for path in sorted(root.glob(f"*/{key}")) if path.is_dir()]
+        if not found:
+            raise StoreError(f"{folder}: the artifact {key} ({role}) that it was made from is not in {root}",
+                             "run the cell again: the same command builds what is missing")
+        places[role] = found[0]
+    provenance = folder / "provenance.json"
+    return Case(folder.name, stage.read(spec, places),
+                json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {})
+
+
+def report_spec(told: dict[str, Any]) -> ReportSpec:
+    """From the canonical form in spec.json."""
+    values = {name: value for name, value in told.items() if name != "type"}
+    return ReportSpec(**{**values, "method": MethodName[values["method"]], "tasks": tuple(values["tasks"])})
+
+
+def commands_of(cases: Sequence[Case]) -> list[str]:
+    """The commands that made the cells, as they noted them, each once; where one did not, the settings of its report."""
+    commands: dict[str, None] = {}
+    for case in cases:
+        commands.setdefault(str(case.provenance.get("command") or _rebuilt(case)))
+    return list(commands)
+
+
+def _rebuilt(case: Case) -> str:
+    """The cell by the groups its report names; other settings stand in the specs."""
+    r, method = case.results, case.evidence.spec.method.name
+    if re.search("label filter", r["method"]):
+        method += "_label_filter"
+    prefix = [] if r["prefix_len"] is None else [f"prefix.len={r['prefix_len']}", f"prefix.ratio={r['ratio']:g}"]
+    return " ".join(["python run.py", f"model={r['model']}", f"data={r['data']}", f"method={method}", *prefix,
+                     f"seed={r['seed']}", " # and what else its specs below say"])

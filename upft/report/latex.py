@@ -1,0 +1,58 @@
+r"""A table as LaTeX with booktabs: a `tabular` alone, to be \input into a table of the reader's own."""
+
+from __future__ import annotations
+
+from upft.report.table import Cell, Table
+from upft.statistics import GAIN, LOSS
+
+SIGNS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": r"$-$", "—": "---", "–": "--", "…": r"\ldots{}", "×": r"$\times$",
+    "→": r"$\rightarrow$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "\u00a0": "~",
+}
+"""What TeX takes for a command, and what its fonts lack. Symbols need amssymb."""
+VERDICTS = {GAIN: r"$^{\blacktriangle}$", LOSS: r"$^{\blacktriangledown}$"}
+
+
+def table(one: Table) -> str:
+    r"""The tabular, over it what it needs and its title as comments. A difference stands in a line of its own in each cell."""
+    spec = "".join("r" if column.numeric else "l" for column in one.columns)
+    head = " & ".join(escaped(column.label) for column in one.columns)
+    lines = [f"% {_plain(one.title)}", r"% needs \usepackage{booktabs,amssymb,textcomp}",
+             f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", f"{head} \\\\", r"\midrule"]
+    for row in one.rows:
+        cells = [_cell(cell, row.kind == "paper") for cell in row.cells]
+        lines.append(" & ".join(cells) + r" \\")
+        if any(cell.below for cell in row.cells):
+            lines.append(" & ".join(_below(cell) for cell in row.cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if one.note:
+        lines.append(f"% {_plain(one.note)}")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(cell: Cell, published: bool) -> str:
+    text = escaped(cell.text)
+    if published and text:
+        text = f"\\emph{{{text}}}"
+    return f"{text} {{\\scriptsize {_group(cell.interval)}}}" if cell.interval else _group(text, done=True)
+
+
+def _below(cell: Cell) -> str:
+    return f"{{\\scriptsize {_group(cell.below)}{VERDICTS.get(cell.verdict, '')}}}" if cell.below else ""
+
+
+def _group(text: str, done: bool = False) -> str:
+    r"""A cell that begins with [ would be an argument of the \\ before it."""
+    text = text if done else escaped(text)
+    return f"{{}}{text}" if text.startswith(("[", "*")) else text
+
+
+def escaped(text: str) -> str:
+    """Text as TeX prints it."""
+    return "".join(SIGNS.get(sign, sign) for sign in " ".join(text.split(" ")))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,155 @@
+"""Settings, tables and figures of many cells -> one page (report.html), the same as Markdown, and results.json.
+
+Chooses what to show and in which order; the templates say how it looks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from upft.report import curves, markdown, page, paper
+from upft.report import settings as s
+from upft.report import wording as w
+from upft.report.figures import Drawn
+from upft.report.settings import Case, Setting, TaskFound
+from upft.report.table import MARKS, Table
+from upft.statistics import NOISE
+
+EXAMPLES = 4
+"""Answer pairs to show for a setting and task."""
+SCHEMA = 1
+"""Version of results.json; results.schema.json describes it."""
+
+
+def render(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[Table], figures: Mapping[str, Drawn],
+           commands: Sequence[str]) -> str:
+    """The whole page."""
+    from markupsafe import Markup
+
+    return page.environment().get_template("overview.html.j2").render(
+        title=title(settings), under=under(settings, cases), findings=findings(settings), tables=tables, marks=MARKS,
+        figures=page.shown(figures), captions={name: curves.caption(name) for name in figures}, examples=_examples(settings),
+        shorten=page.rest, commands=commands, versions=versions(cases), resolved=_resolved(settings),
+        css=Markup((page.FOLDER / "style.css.j2").read_text(encoding="utf-8")), script=Markup(page.script()),
+        policy=page.policy())
+
+
+def title(settings: Sequence[Setting]) -> str:
+    """Methods, models and data of the page."""
+    names = [list(dict.fromkeys(getattr(one, field) for one in settings)) for field in ("method", "model", "data")]
+    methods, models, data = (", ".join(found) if len(found) <= 5 else f"{len(found)} {what}"
+                             for found, what in zip(names, ("methods", "models", "data sets"), strict=True))
+    return f"{methods} of {models} on {data}"
+
+
+def under(settings: Sequence[Setting], cases: Sequence[Case]) -> str:
+    """How many cells and settings, under which seeds."""
+    seeds = sorted({seed for one in settings for seed in one.seeds})
+    shown = ", ".join(str(seed) for seed in seeds) if len(seeds) <= 12 else f"{seeds[0]} to {seeds[-1]}"
+    return (f"{len(cases)} cell{'s' * (len(cases) != 1)}, {len(settings)} setting{'s' * (len(settings) != 1)}, "
+            f"seed{'s' * (len(seeds) != 1)} {shown}")
+
+
+def findings(settings: Sequence[Setting]) -> list[dict[str, str]]:
+    """For each model, data and method the setting with the highest accuracy, and how sure its change is."""
+    groups: dict[tuple[str, str, str], list[Setting]] = {}
+    for one in settings:
+        groups.setdefault((one.model, one.data, one.method), []).append(one)
+    out = []
+    several = len({key[:2] for key in groups}) > 1
+    for (model, data, _), group in groups.items():
+        found = group[0] if len(group) == 1 else max(group, key=lambda one: one.overall.accuracy.value)
+        where = f" of {model} on {data}" if several else ""
+        what = next(iter(found.tasks)) if found.mean is None else f"the mean of {len(found.tasks)} tasks"
+        entry = found.overall
+        verb = {"gain": "raised", "loss": "lowered"}.get(entry.paired.verdict, "did not measurably change")
+        chosen = f" Best of {len(group)} settings, so by choice rather high." if len(group) > 1 else ""
+        noise = "; inside noise" if entry.paired.verdict == NOISE else ""
+        out.append({"verdict": entry.paired.verdict,
+                    "what": page.unbroken(f"{found.name}{where} {verb} accuracy on {what}: {w.percent(entry.base.value)} → "
+                                          f"{w.percent(entry.accuracy.value)}."),
+                    "numbers": page.unbroken(
+                        f"Difference {w.signed(entry.paired.difference)} points "
+                        f"{w.interval(entry.paired.low, entry.paired.high)}, {w.p_value(entry.paired.p_value)}{noise}, "
+                        f"{len(found.seeds)} seed{'s' * (len(found.seeds) != 1)}.{chosen}")})
+    return out
+
+
+def _examples(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Of each model, data and method the first setting with a prefix marked."""
+    out, seen = [], set()
+    for one in sorted(settings, key=lambda one: (one.model, one.data, one.prefix_len is None)):
+        if (one.model, one.data, one.method) in seen:
+            continue
+        seen.add((one.model, one.data, one.method))
+        evidence = one.cases[0].evidence
+        for task, (base, trained) in evidence.tasks.items():
+            pairs = page.differing(base, trained, EXAMPLES, evidence.decode, one.prefix_len)
+            if pairs:
+                out.append({"title": f"{one.model}, {one.data}: {one.name} on {task}", "method": one.method, "pairs": pairs})
+    return out
+
+
+def versions(cases: Sequence[Case]) -> list[tuple[str, str]]:
+    """Every version that any stage of any cell ran with."""
+    return page.versions([record for case in cases for record in case.evidence.stages])
+
+
+def _resolved(settings: Sequence[Setting]) -> list[dict[str, str]]:
+    return [{"title": f"{one.model}, {one.data}: {one.name}", "text": json.dumps(
+        {record.role: record.spec for record in one.cases[0].evidence.stages}, indent=1, ensure_ascii=False, sort_keys=True)}
+        for one in settings]
+
+
+def as_markdown(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[Table], figures: Mapping[str, Drawn],
+                commands: Sequence[str]) -> str:
+    """report.md: the page without its examples."""
+    parts = [f"# {markdown.escaped(title(settings))}\n\n{markdown.escaped(under(settings, cases))}\n"]
+    parts += [f"**{markdown.escaped(one['what'])}** {markdown.escaped(one['numbers'])}\n" for one in findings(settings)]
+    parts += [markdown.table(one) for one in tables if one.name != "cells"]
+    parts += [f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n\n{curves.caption(name)}\n"
+              for name, drawn in figures.items()]
+    parts += [markdown.table(one) for one in tables if one.name == "cells"]
+    parts.append("## How to repeat it\n\n" + "\n".join(f"    {command}" for command in commands) + "\n")
+    parts.append("".join(f"- {name}: {markdown.escaped(found)}\n" for name, found in versions(cases)))
+    return "\n".join(parts)
+
+
+def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping[str, Drawn],
+            commands: Sequence[str]) -> dict[str, Any]:
+    """results.json (docs/report.md)."""
+    return {
+        "schema": SCHEMA, "title": title(settings), "source_of_published": paper.told()["source"], "commands": list(commands),
+        "figures": {name: drawn.alt for name, drawn in figures.items()},
+        "bases": [{"model": base.model, "tasks": {task: _asked(one) | {"accuracy": asdict(one.accuracy)}
+                                                  for task, one in base.tasks.items()},
+                   "mean": None if base.mean is None else asdict(base.mean)} for base in s.bases(settings)],
+        "settings": [{
+            "model": one.model, "data": one.data, "method": one.method, "prefix_len": one.prefix_len, "ratio": one.ratio,
+            "knobs": list(one.knobs), "seeds": one.seeds, "cells": [case.key for case in one.cases], "length": one.length,
+            "tasks": {task: _found(found) for task, found in one.tasks.items()},
+            "mean": None if one.mean is None else _found(one.mean), "cost": dict(one.cost), "shares": s.shares(one, settings),
+            "published": {table: asdict(line) for table in ("unsupervised", "supervised")
+                          if (line := paper.line(table, one.model, one.data, one.method)) is not None},
+        } for one in settings],
+        "cells": [{
+            "key": case.key,
+            **{name: case.results[name] for name in ("model", "data", "method", "prefix_len", "ratio", "seed")},
+            "accuracy": {task: {side: e[side]["accuracy"] for side in ("base", "trained")}
+                         for task, e in case.results["tasks"].items()},
+            "comparison": case.results["comparison"],
+            "stages": {record.role: record.key for record in case.evidence.stages},
+            "provenance": {name: case.provenance.get(name) for name in ("git", "host", "finished", "command", "versions")},
+        } for case in cases],
+    }
+
+
+def _asked(found: TaskFound) -> dict[str, Any]:
+    return {"protocol": found.protocol, "asked": dict(found.asked), "questions": found.questions, "samples": found.samples}
+
+
+def _found(found: TaskFound) -> dict[str, Any]:
+    return _asked(found) | {"accuracy": asdict(found.accuracy), "base": asdict(found.base), "paired": asdict(found.paired)}

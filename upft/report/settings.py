@@ -1,0 +1,305 @@
+"""Many cells -> settings: cells that differ in their seeds only are one, with intervals over questions and seeds.
+
+Pure: what was read from the artifacts in, numbers out. All statistics of a report on many cells are computed here, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics as plain
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from upft import statistics
+from upft.report.evidence import Answers, Evidence
+from upft.report.results import results
+from upft.statistics import Estimate, Paired
+from upft.store import digest
+
+COSTS = ("sampled", "sampled_with_prompts", "trained", "trained_with_prompts", "flops", "training_seconds", "gpu_hours",
+         "peak_memory_bytes", "peak_device_bytes")
+"""What a setting costs; each is the mean over its cells, None where not known."""
+AGAINST = ("RFT", "SFT")
+"""Methods whose costs the others are given as a share of."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell's report and what it was made from. provenance: of the report itself."""
+
+    key: str
+    evidence: Evidence
+    provenance: Mapping[str, Any]
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """Computed anew from the artifacts, so that reports of other versions stand side by side."""
+        return results(self.evidence)
+
+    @cached_property
+    def science(self) -> dict[str, Any]:
+        """Everything the result depends on but the seeds: role -> spec."""
+        specs = {record.role: without_seeds(record.spec.get("spec", {})) for record in self.evidence.stages}
+        return {**specs, "questions": {task: digest(list(base.ids)) for task, (base, _) in self.evidence.tasks.items()},
+                "method": self.evidence.method, "names": [self.evidence.spec.model, self.evidence.spec.data]}
+
+
+@dataclass(frozen=True)
+class TaskFound:
+    """A setting's accuracy on a task, and its difference from the base model on the same questions."""
+
+    accuracy: Estimate
+    base: Estimate
+    paired: Paired
+    questions: int
+    samples: int
+    protocol: str | None
+    asked: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Cells that differ in their seeds only, by seed. knobs: what sets it apart from others of its name, such as
+    `train.lr=1e-05`. mean: over the tasks, None with one task."""
+
+    cases: tuple[Case, ...]
+    knobs: tuple[str, ...]
+    tasks: Mapping[str, TaskFound]
+    mean: TaskFound | None
+    cost: Mapping[str, float | None]
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """results.json of the first seed."""
+        return self.cases[0].results
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.first["model"])
+
+    @property
+    def data(self) -> str:
+        """Name of the training questions."""
+        return str(self.first["data"])
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return str(self.first["method"])
+
+    @property
+    def prefix_len(self) -> int | None:
+        """Tokens; None for whole traces."""
+        found: int | None = self.first["prefix_len"]
+        return found
+
+    @property
+    def ratio(self) -> float:
+        """Share of whole traces."""
+        return float(self.first["ratio"])
+
+    @property
+    def seeds(self) -> list[int]:
+        """In order."""
+        return [int(case.results["seed"]) for case in self.cases]
+
+    @property
+    def length(self) -> float | None:
+        """Mean trained response tokens a row."""
+        found = [case.results["training"]["mean_trained_length"] for case in self.cases]
+        return None if None in found else plain.fmean(found)
+
+    @property
+    def name(self) -> str:
+        """Method and what it was set to, for a reader."""
+        parts = [] if self.prefix_len is None else [f"t = {self.prefix_len}", f"p = {self.ratio:g}"]
+        return ", ".join([self.method, *parts, *self.knobs])
+
+    @property
+    def overall(self) -> TaskFound:
+        """The mean over tasks, or the one task."""
+        return self.mean if self.mean is not None else next(iter(self.tasks.values()))
+
+
+@dataclass(frozen=True)
+class Base:
+    """An untrained model on the tasks, all its answers under several seeds together."""
+
+    model: str
+    tasks: Mapping[str, TaskFound]
+    mean: Estimate | None
+
+
+def settings(cases: Sequence[Case]) -> list[Setting]:
+    """The settings, by model, data and method in the order of the paper's tables, then prefix length and ratio."""
+    groups: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda one: (one.results["seed"], one.key)):
+        groups.setdefault(digest(case.science), []).append(case)
+    named: dict[tuple[Any, ...], list[str]] = {}
+    for mark, group in groups.items():
+        named.setdefault(_name(group[0]), []).append(mark)
+    knobs = {mark: found for marks in named.values()
+             for mark, found in zip(marks, _differ([groups[mark][0].science for mark in marks]), strict=True)}
+    return sorted((_setting(tuple(group), knobs[mark]) for mark, group in groups.items()),
+                  key=lambda s: (s.model, s.data, _order(s.method), s.method, s.prefix_len or 0, s.ratio, s.knobs))
+
+
+def _name(case: Case) -> tuple[Any, ...]:
+    r = case.results
+    return r["model"], r["data"], r["method"], r["prefix_len"], r["ratio"]
+
+
+ORDER = ("SFT", "RFT", "V-STaR", "UPFT", "UPFT + label filter")
+
+
+def _order(method: str) -> int:
+    return ORDER.index(method) if method in ORDER else len(ORDER)
+
+
+def newest(cases: Sequence[Case]) -> list[Case]:
+    """Of several reports on one cell (another version of a stage wrote another) the last one finished."""
+    found: dict[tuple[str, int], Case] = {}
+    for case in sorted(cases, key=lambda one: (str(one.provenance.get("finished", "")), one.key)):
+        found[digest(case.science), case.results["seed"]] = case
+    return list(found.values())
+
+
+def without_seeds(spec: Any) -> Any:
+    """A spec without the seeds that differ between runs; those of generated questions are what the questions are."""
+    if isinstance(spec, Mapping):
+        kept = spec.get("type") == "Generated"
+        return {key: without_seeds(value) for key, value in spec.items() if (key != "seed" or kept) and key != "trained"}
+    if isinstance(spec, (list, tuple)):
+        return [without_seeds(value) for value in spec]
+    return spec
+
+
+def _differ(sciences: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """For each of several settings of one name what it has that another has not, as `role.key=value`."""
+    flat = [dict(_leaves(one)) for one in sciences]
+    keys = [key for key in sorted({key for one in flat for key in one}) if len({repr(one.get(key)) for one in flat}) > 1]
+    shown = [key for key in keys if not key.endswith(("sha256", "revision"))] or keys
+    return [tuple(f"{key}={one[key]}" for key in shown[:4] if key in one) for one in flat]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _leaves(one, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
+    tasks = list(cases[0].evidence.tasks)
+    if len(cases) == 1:
+        told = cases[0].results
+        found = {task: TaskFound(Estimate(**e["trained"]["accuracy"]), Estimate(**e["base"]["accuracy"]), _paired(e["paired"]),
+                                 e["questions"], e["trained"]["samples"], e["protocol"], e["asked"])
+                 for task, e in told["tasks"].items()}
+        mean = told["mean"]
+        overall = None if mean is None else TaskFound(
+            Estimate(**mean["trained"]["accuracy"]), Estimate(**mean["base"]["accuracy"]), _paired(mean["paired"]),
+            sum(one.questions for one in found.values()), 0, mean["protocol"], {})
+        return Setting(cases, knobs, found, overall, cost(cases))
+    sides = [{task: _matrix([case.evidence.tasks[task][side] for case in cases]) for task in tasks} for side in (0, 1)]
+    found = {}
+    for task in tasks:
+        e = cases[0].results["tasks"][task]
+        base, trained = sides[0][task], sides[1][task]
+        found[task] = TaskFound(statistics.over_seeds(trained), statistics.over_seeds(base),
+                                statistics.paired_over_seeds(base, trained), e["questions"], e["trained"]["samples"],
+                                e["protocol"], e["asked"])
+    overall = None
+    if len(tasks) > 1:
+        before, after = (list(side.values()) for side in sides)
+        protocols = {one.protocol for one in found.values()}
+        overall = TaskFound(statistics.macro_over_seeds(after), statistics.macro_over_seeds(before),
+                            statistics.paired_macro_over_seeds(before, after), sum(one.questions for one in found.values()), 0,
+                            protocols.pop() if len(protocols) == 1 else None, {})
+    return Setting(cases, knobs, found, overall, cost(cases))
+
+
+def _paired(told: Mapping[str, Any]) -> Paired:
+    return Paired(**{f.name: told[f.name] for f in dataclasses.fields(Paired)})
+
+
+def _matrix(answers: Sequence[Answers]) -> np.ndarray:
+    """[seeds, questions]: means of each question's answers. All have the same questions (`Case.science` holds them)."""
+    return np.array([one.correct.mean(axis=1) for one in answers])
+
+
+def cost(cases: Sequence[Case]) -> dict[str, float | None]:
+    """Means over the cells. flops: sampling that the method needs alone, and training; gpu_hours: of all stages that make the
+    model, shared sampling in full; training_seconds: grading, building and training."""
+    out: dict[str, float | None] = {}
+    rows = [_costs(case.results) for case in cases]
+    for name in COSTS:
+        values = [row[name] for row in rows]
+        known = [value for value in values if value is not None]
+        out[name] = plain.fmean(known) if len(known) == len(values) else None
+    return out
+
+
+def _costs(told: Mapping[str, Any]) -> dict[str, float | None]:
+    c, making = told["comparison"], told["totals"]["making"]
+    flops = None if c["sampling_flops"] is None else c["sampling_flops"] + c["training_flops"]
+    return {**{name: c[name] for name in ("sampled", "sampled_with_prompts", "trained", "trained_with_prompts")},
+            "flops": flops, "training_seconds": c["seconds"],
+            "gpu_hours": making["device_seconds"] / 3600 if making["device_seconds"] else None,
+            "peak_memory_bytes": making["peak_memory_bytes"],
+            "peak_device_bytes": making["peak_device_bytes"] or None}
+
+
+def shares(one: Setting, every: Sequence[Setting]) -> dict[str, dict[str, float]]:
+    """Method of AGAINST -> cost -> share of that method's, over the seeds both have, on the same model and data. Left out
+    where there is no such cell, or more than one setting of it."""
+    out: dict[str, dict[str, float]] = {}
+    for method in AGAINST:
+        others = [s for s in every if (s.model, s.data, s.method) == (one.model, one.data, method)]
+        if len(others) != 1:
+            continue
+        common = set(one.seeds) & set(others[0].seeds)
+        if not common:
+            continue
+        mine, theirs = (cost([case for case in s.cases if case.results["seed"] in common]) for s in (one, others[0]))
+        found = {}
+        for name in COSTS:
+            a, b = mine[name], theirs[name]
+            if a is not None and b:
+                found[name] = a / b
+        out[method] = found
+    return out
+
+
+def bases(every: Sequence[Setting]) -> list[Base]:
+    """The untrained models, one for each way it was asked. Answers under several seeds are several answers of one model."""
+    groups: dict[str, list[Case]] = {}
+    for setting in every:
+        for case in setting.cases:
+            asked = {record.role: without_seeds(record.spec.get("spec", {})) for record in case.evidence.stages
+                     if record.role.startswith(("base:", "judged:base:"))}
+            groups.setdefault(digest([setting.model, asked, case.science["questions"]]), []).append(case)
+    return [_base(group) for group in groups.values()]
+
+
+def _base(cases: Sequence[Case]) -> Base:
+    found = {}
+    for task in cases[0].evidence.tasks:
+        evaluations: dict[str, Answers] = {}
+        for case in cases:
+            keys = {record.role: record.key for record in case.evidence.stages}
+            key = keys.get(f"judged:base:{task}") or keys[f"base:{task}"]
+            evaluations.setdefault(key, case.evidence.tasks[task][0])
+        correct = np.concatenate([evaluations[key].correct for key in sorted(evaluations)], axis=1)
+        e = cases[0].results["tasks"][task]
+        value = statistics.accuracy(correct)
+        found[task] = TaskFound(value, value, Paired(0.0, 0.0, 0.0, 1.0, "", ""), len(correct), correct.shape[1],
+                                e["protocol"], e["asked"])
+    mean = statistics.macro([one.accuracy for one in found.values()]) if len(found) > 1 else None
+    return Base(str(cases[0].results["model"]), found, mean)
