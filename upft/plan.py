@@ -16,8 +16,10 @@ from typing import Any
 from upft import config as c
 from upft.choices import MethodName
 from upft.errors import ConfigError, DataError, ModelError
+from upft.inquiry import Inquiry
 from upft.method import VerifierConfig
 from upft.specs import (
+    BranchSpec,
     BuildSpec,
     ContentRef,
     DiagnoseSpec,
@@ -42,7 +44,7 @@ from upft.specs import (
 from upft.store import Hasher, canonical, digest
 
 VERSIONS = {"sample": 3, "diagnose": 1, "grade": 1, "build": 3, "pair": 1, "reference": 1, "train": 2, "evaluate": 2,
-            "judge": 1, "verify": 1, "report": 3}
+            "judge": 1, "verify": 1, "branch": 1, "consistency": 1, "errors": 1, "coverage": 1, "kl": 1, "report": 3}
 """Raised by hand when a stage's code changes what it would write for the same spec."""
 
 
@@ -87,11 +89,15 @@ class Plan:
         return [stage for stage in self.stages if stage.name == name]
 
 
-def relatives(spec: SampleSpec | EvaluateSpec) -> dict[str, Any]:
+DRAWN = {SampleSpec: ("sample", ("model", "trained", "prompt", "sampling")), EvaluateSpec: ("evaluate", ("model", "prompt",
+         "sampling")), BranchSpec: ("branch", ("model", "trained", "sampling"))}
+"""Stages that draw completions, and what of their specs a completion follows from beside its prompt."""
+
+
+def relatives(spec: SampleSpec | EvaluateSpec | BranchSpec) -> dict[str, Any]:
     """What the identities of two samplings (or evaluations, of the same training) must agree in for the one to hold samples
     of the other: a prompt's `index`-th completion follows from the model, the settings and the seed alone."""
-    stage = "sample" if isinstance(spec, SampleSpec) else "evaluate"
-    names = ("model", "trained", "prompt", "sampling") if isinstance(spec, SampleSpec) else ("model", "prompt", "sampling")
+    stage, names = DRAWN[type(spec)]
     return {"stage": stage, "version": VERSIONS[stage], "spec": {name: canonical(getattr(spec, name)) for name in names}}
 
 
@@ -138,6 +144,8 @@ class _Cell:
         if config.judge is not None:
             judged = {role: stage for role, stage in self.made.items() if role.partition(":")[0] in ("base", "trained")}
             self.made |= judgements(config.judge, judged, self.hasher)
+        if config.analysis is not None:
+            self.made |= self._inquiry(config.analysis, train).stages(config.analysis)
         report = Stage("report", "report", ReportSpec(
             title=f"{method.title} of {config.model.name} on {config.data.name}", model=config.model.name,
             data=config.data.name, method=method.name, prefix_len=self.length,
@@ -153,6 +161,26 @@ class _Cell:
         for stage in (self.made[f"samples{mark}"], self.made[f"diagnosis{mark}"], *base.values(), report):
             visit(stage)
         return Plan(tuple(order.values()))
+
+    def _inquiry(self, asked: c.AnalysisConfig, train: Stage) -> Inquiry[Stage]:
+        """What the analyses need to know of this cell."""
+        config, task = self.config, asked.task
+        source: c.Source = config.data if task is None else config.eval.tasks[task]
+        key = "data" if task is None else f"eval.tasks.{task}"
+        limit = None if task is None else config.eval.limit
+        sampling = SamplingSpec(
+            engine=resolve_engine(config.sample.engine, "sample.engine"), dtype=config.model.dtype,
+            temperature=config.sample.temperature if asked.temperature is None else asked.temperature,
+            top_p=config.sample.top_p, top_k=config.sample.top_k, seed=config.seed)
+
+        def questions(count: int) -> QuestionsSpec:
+            return questions_spec(source, key, self.hasher, count if limit is None else min(count, limit))
+
+        longest = config.sample.trace_max_tokens
+        return Inquiry(Stage, questions, SampleSpec(self.model, self.prompt, questions(1), sampling, 1, longest, 1.0, longest,
+                                                    False),
+                       source.answer_field is not None or source.arithmetic is not None, train, self.made["diagnosis"],
+                       config.prefix.fixed, config.model.dtype)
 
     def _pilot(self) -> Stage | None:
         """The diagnosis of a pilot sampling, where the prefix length must be known before the sampling proper."""
