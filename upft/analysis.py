@@ -56,7 +56,7 @@ class ErrorsConfig:
                   continuations=(self.continuations, 1))
         _rising("errors", self.at)
         if self.margin != MISSING:
-            demand(0 < self.margin < 1, "analysis.errors.margin", self.margin, "use a share in (0, 1), such as 0.1 for 10 points")
+            demand(0 < self.margin < 1, "analysis.errors.margin", self.margin, "use a share in (0, 1), such as 0.1")
 
 
 @dataclass

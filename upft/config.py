@@ -32,9 +32,10 @@ from upft.sources import ArithmeticConfig, DataConfig, Source
 from upft.tasks import AskConfig, EvalConfig, JudgeConfig, TaskConfig, check_nucleus
 
 __all__ = ["AUTO", "PURE_BF16_LR", "AnalysisConfig", "AnswerFormat", "AnswerKind", "ArithmeticConfig", "AskConfig",
-           "ComputeConfig", "Config", "ConsistencyConfig", "CoverageConfig", "CutUnit", "DataConfig", "DiagnoseConfig", "Dtype",
-           "Engine", "ErrorsConfig", "EvalConfig", "JudgeConfig", "KlConfig", "LoraConfig", "MethodConfig", "ModelConfig", "Precision", "PrefixConfig", "Protocol", "Reduction", "RunConfig",
-           "SampleConfig", "Source", "TaskConfig", "TrackerConfig", "TrainConfig"]
+           "ComputeConfig", "Config", "ConsistencyConfig", "CoverageConfig", "CutUnit", "DataConfig", "DiagnoseConfig",
+           "Dtype", "Engine", "ErrorsConfig", "EvalConfig", "JudgeConfig", "KlConfig", "LoraConfig", "MethodConfig",
+           "ModelConfig", "Precision", "PrefixConfig", "Protocol", "Reduction", "RunConfig", "SampleConfig", "Source",
+           "TaskConfig", "TrackerConfig", "TrainConfig"]
 
 AUTO = "auto"
 """prefix.len that the diagnosis finds."""

@@ -34,9 +34,9 @@ WINDOW = 256
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def compare(load: Callable[[], tuple[PreTrainedModel, PreTrainedModel]], rows: Sequence[Row], compute: ComputeConfig, keep: Path,
-            console: Console) -> tuple[list[Pair], float]:
-    """([rows] of (KL(base || trained), KL(trained || base)) at each supervised token, in nats, as predicted from those before it;
+def compare(load: Callable[[], tuple[PreTrainedModel, PreTrainedModel]], rows: Sequence[Row], compute: ComputeConfig,
+            keep: Path, console: Console) -> tuple[list[Pair], float]:
+    """([rows] of (KL(base || trained), KL(trained || base)) at each supervised token, in nats, as predicted from those before;
     operations it took). load: gives (base, trained), where anything is left to compare. keep: folder of the log."""
     lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
     found: list[Pair | None] = [None] * len(rows)
@@ -62,9 +62,9 @@ def apart(base: Parts, trained: Parts, base_hidden: torch.Tensor, trained_hidden
           chunk: int = CHUNK) -> tuple[torch.Tensor, torch.Tensor]:
     """(KL(p || q), KL(q || p)): [n] fp64 each, of the two heads' distributions at hidden states [n, hidden], in nats.
 
-    KL(p || q) = sum over the vocabulary of p log(p/q) (Kullback and Leibler 1951, doi:10.1214/aoms/1177729694), from all logits,
-    `chunk` of each model at a time, in double precision: the difference of two nearly equal distributions is small beside
-    their logits.
+    KL(p || q) = sum over the vocabulary of p log(p/q) (Kullback and Leibler 1951, doi:10.1214/aoms/1177729694), from all
+    logits, `chunk` of each model at a time, in double precision: the difference of two nearly equal distributions is small
+    beside their logits.
     """
     import torch
 
@@ -107,7 +107,7 @@ def _forward(base: PreTrainedModel, trained: PreTrainedModel, rows: Sequence[Row
                 laid = packing.pad(these)
                 batch = step_batch([(laid, [])], Reduction.sequence)
                 tensors = batch.micro_batches[0].to(place)
-                both = apart(parts[0], parts[1], *(predicting(one, tensors) for one in parts))
+                both = apart(parts[0], parts[1], predicting(parts[0], tensors), predicting(parts[1], tensors))
                 forward, reverse = (values.cpu().numpy() for values in both)
                 spent = 2 * training_flops(body, head, int(shape.num_hidden_layers), int(shape.hidden_size), batch.tokens,
                                            batch.pairs, batch.supervised) / 3  # a training step is three forward passes

@@ -112,8 +112,8 @@ class Inquiry(Generic[S]):
         for solver, train in models.items():  # one model's continuations after the other's, so that an engine starts once
             for proposer in models:
                 label = f"{proposer} by {solver}"
-                branches = self._branched(f"continue {label}", {"samples": made[f"prefixes {proposer}"]}, given.at, given.traces,
-                                          given.continuations, train)
+                branches = self._branched(f"continue {label}", {"samples": made[f"prefixes {proposer}"]}, given.at,
+                                          given.traces, given.continuations, train)
                 made[f"branches {label}"] = inputs[f"branches {label}"] = branches
                 made[f"outcomes {label}"] = inputs[f"outcomes {label}"] = self._graded(f"grade {label}", branches)
         return {**made, "": self.make("coverage", "coverage and accuracy", CoverageSpec(self.whole.sampling.seed), inputs)}

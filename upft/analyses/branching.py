@@ -63,7 +63,8 @@ def errors(points: Sequence[Point], continuations: int, margin: float, seed: int
     value, low, high, reached = critical(right - wrong, lengths, margin, seed)
     return {
         "questions": len(questions), "t": lengths, "continuations": continuations, "margin": margin,
-        "traces": {name: len({(p.question, p.trace) for p in sides[side]}) for name, side in (("right", True), ("wrong", False))},
+        "traces": {name: len({(p.question, p.trace) for p in sides[side]})
+                   for name, side in (("right", True), ("wrong", False))},
         "right": bands.shares(right, continuations), "wrong": bands.shares(wrong, continuations),
         "difference": {"mean": [p.difference for p in paired], "low": [p.low for p in paired], "high": [p.high for p in paired],
                        "p_value": [p.p_value for p in paired], "verdict": [p.verdict for p in paired]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class Consistency:
         groups = [self._group(list(range(len(self._rows))), None, None)]
         if self._edges and self._rows:
             ends = [0.0, *self._edges, 1.0]
-            for number, (low, high) in enumerate(zip(ends, ends[1:], strict=False)):
+            for number, (low, high) in enumerate(pairwise(ends)):
                 last = number == len(ends) - 2
                 chosen = [i for i, share in enumerate(self._shares) if share is not None and low <= share
                           and (share < high or last)]
@@ -58,6 +59,7 @@ class Consistency:
         for number, name in enumerate(ROWS):
             scale = 1.0 if name == "agreement" else float(n)  # both counts lie from 1/n to 1 of the traces
             values = bands.padded([self._rows[i][number] / scale for i in chosen], known)
-            out[name] = bands.scaled(bands.shares(values, np.inf), scale)
+            band = bands.scaled(bands.shares(values, np.inf), scale)
+            out[name] = band if name == "agreement" else {**band, "low": [max(1.0, x) for x in band["low"]]}
             out["known"] = [int(k) for k in (~np.isnan(values)).sum(axis=0)]
         return out

@@ -25,12 +25,12 @@ class Apart:
 
 
 def summary(traces: Sequence[Apart], prefix_len: int, longest: int, seed: int) -> dict[str, Any]:
-    """Plain JSON. t, known: positions up to `longest` and how many questions reach each; forward, reverse: lists mean, low, high by
-    t, over questions (their traces' mean); prefix, continuation: the same of the mean of a token's divergence up to prefix_len
-    and behind it, as numbers (null where no trace goes on); share: of a trace's summed KL(base || trained), how much lies on the
-    prefix, ratio of means over questions, bootstrap interval (BCa, Efron 1987, doi:10.2307/2289144); tokens_share: the same
-    of its tokens, for comparison. sequence: mean summed KL of a trace: the divergence of the two models' whole solutions, where
-    the traces were drawn at temperature 1 without a cut.
+    """Plain JSON. t, known: positions up to `longest` and how many questions reach each; forward, reverse: lists mean, low,
+    high by t, over questions (their traces' mean); prefix, continuation: the same of the mean of a token's divergence up to
+    prefix_len and behind it, as numbers (null where no trace goes on); share: of a trace's summed KL(base || trained), how much
+    lies on the prefix, ratio of means over questions, bootstrap interval (BCa, Efron 1987, doi:10.2307/2289144); tokens_share:
+    the same of its tokens, for comparison. sequence: mean summed KL of a trace: the divergence of the two models' whole
+    solutions, where the traces were drawn at temperature 1 without a cut.
     """
     known = min(longest, max(len(trace.forward) for trace in traces))
     out: dict[str, Any] = {"prefix_len": prefix_len, "traces": len(traces), "tokens": sum(len(t.forward) for t in traces),

@@ -126,6 +126,8 @@ class Evidence:
     earlier: tuple[Mapping[str, Any], ...] = ()
     generator: Mapping[str, tuple[Answers, Answers]] = field(default_factory=dict)
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name -> summary of each analysis asked for."""
 
     @property
     def method(self) -> str:

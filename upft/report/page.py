@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upft.report import methods, wording
+from upft.report import analyses, methods, wording
 from upft.report.evidence import Answer, Answers, Evidence, StageRecord
 from upft.report.figures import Drawn
 
@@ -50,7 +50,8 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
                   for task, entry in results["tasks"].items()}, unbroken=unbroken,
         rows=evidence.rows.get("examples", []),
         pairs={task: differing(base, trained) for task, (base, trained) in evidence.tasks.items()},
-        facts=_facts(results["training"]), comparison=methods.columns(methods.table([results])),
+        facts=_facts(results["training"]), analyses=analyses.sections(results.get("analyses", {}), results["method"]),
+        comparison=methods.columns(methods.table([results])),
         beginnings=lengths(results["diagnosis"]) if results["diagnosis"] else [],
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
         made=[_made(record) for record in evidence.stages], versions=_versions(evidence.stages), shorten=shorten,

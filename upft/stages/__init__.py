@@ -29,7 +29,7 @@ class Host:
     engines: EnginePool
     relatives: Callable[[SampleSpec | EvaluateSpec | BranchSpec, Mapping[str, Path]], Sequence[Path]] = (
         lambda spec, inputs: ())
-    """Finished samplings (evaluations, continuations) of the same model, prompt and settings, whatever their questions and counts."""
+    """Finished samplings (evaluations, continuations) of the same model and settings, whatever their questions and counts."""
 
     @property
     def gpus(self) -> int:

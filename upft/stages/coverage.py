@@ -28,7 +28,7 @@ def run(spec: CoverageSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
         try:
             found = branching.coverage(cells, told["traces_a_question"], spec.seed)
         except ValueError as error:
-            raise DataError(f"coverage: {error}", "an artifact is damaged: run the same command with run.repair=true") from error
+            raise DataError(f"coverage: {error}", "an artifact is damaged: use run.repair=true") from error
     cost = ledger.Ledger()
     meter.fill(cost)
     cost.write(out)

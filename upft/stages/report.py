@@ -14,7 +14,7 @@ from typing import Any
 from upft import answers, diagnosis, ledger
 from upft.choices import MethodName
 from upft.errors import DataError
-from upft.report import figures, page, results
+from upft.report import analyses, figures, page, results
 from upft.report.evidence import Answer, Answers, Evidence, StageRecord
 from upft.specs import ReportSpec
 from upft.stages import Host
@@ -67,6 +67,8 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
         verifier=summary("verifier", "train.json"), generator=both("generator"),
         earlier=tuple(summary(f"rows:{number}", "rows.json") for number in rounds),
         chosen={task: summary(f"trained:{task}", "scores.json") for task in spec.tasks if f"generator:{task}" in inputs},
+        analyses={name: summary(f"analysis:{name}", f"{name}.json") for name in analyses.LABELS
+                  if f"analysis:{name}" in inputs},
         asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks})
 
 
@@ -80,6 +82,8 @@ def label(spec: ReportSpec, role: str) -> str:
     kind, _, of = role.partition(":")
     if kind in LABELS:
         return f"{LABELS[kind]}, round {of}" if of else LABELS[kind]
+    if kind == "analysis":
+        return analyses.label(role)
     method = spec.label or spec.method.name.upper()
     if kind == "judged":
         side, _, task = of.partition(":")
@@ -96,6 +100,8 @@ def _place(role: str) -> tuple[int, int, int]:
     kind, _, of = role.partition(":")
     if kind in LABELS:
         return 0, 0 if kind == "pilot" else int(of) if of else 10**6, list(LABELS).index(kind)
+    if kind == "analysis":
+        return 2, analyses.place(role), 0
     return 1, list(MEASURED).index(kind), 0
 
 
