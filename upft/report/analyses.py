@@ -23,6 +23,8 @@ SHADES = (GREY, RED, BLUE, INK)
 """The report's colours (`upft.report.figures`): all questions, the hardest, the middle, the easiest (and any
 more)."""
 
+FEW = 10
+"""Questions of a group that are too few for a band."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (1, 1)))
 
 
@@ -74,8 +76,9 @@ def _consistency(a: Mapping[str, Any], method: str) -> Section:
             f"{_band(overall['distinct'], 0, w.mean)} different values a question; at {w.tokens(last)} there are "
             f"{_band(overall['distinct'], -1, w.mean)} different prefixes, and "
             f"{_band(overall['traces_a_prefix'], -1, w.mean)} traces share one."]
-    if len(a["groups"]) > 2:
-        hard, easy = a["groups"][1], a["groups"][-1]
+    parted = [group for group in a["groups"][1:] if group["questions"] >= FEW]
+    if len(parted) > 1:
+        hard, easy = parted[0], parted[-1]
         at = min(8, len(hard["t"]), len(easy["t"])) - 1
         text.append(f"At {w.tokens(at + 1)} the questions {group_name(hard)} have {_band(hard['distinct'], at, w.mean)} "
                     f"different prefixes, those {group_name(easy)} have {_band(easy['distinct'], at, w.mean)}.")
@@ -83,7 +86,7 @@ def _consistency(a: Mapping[str, Any], method: str) -> Section:
              _band(g["traces_a_prefix"], t - 1, w.mean), _band(g["agreement"], t - 1, w.points))
             for g in a["groups"] for t in _powers(len(g["t"]))]
     return Section("Prefix self-consistency", tuple(text), (("consistency", "Different prefixes a question, and traces that "
-                   "share one, against prefix length, with 95% bands over questions."),),
+                   "share one, against prefix length, with 95% bands over questions. Groups of few questions: see below."),),
                    (Table("Prefix self-consistency", (("questions", False), ("count", True), ("tokens", True),
                                                       ("different prefixes", True), ("traces a prefix", True),
                                                       ("pairs that agree, %", True)), tuple(rows)),))
@@ -213,6 +216,8 @@ def _keys(figure: Figure, axes: Axes, columns: int = 2) -> None:
 def _draw_consistency(a: Mapping[str, Any], method: str) -> Figure:
     figure, (left, right) = _figure(2.9, ncols=2)
     for number, group in enumerate(a["groups"]):
+        if number and group["questions"] < FEW:
+            continue
         for axes, name, title in ((left, "distinct", "different prefixes"), (right, "traces_a_prefix", "traces a prefix")):
             _curve(axes, group["t"], group[name], SHADES[min(number, len(SHADES) - 1)], group_name(group),
                    style=DASHES[min(number, len(DASHES) - 1)])
