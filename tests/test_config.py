@@ -67,10 +67,10 @@ def unpinned_revisions(cfg) -> list[str]:
 def test_every_field_has_a_docstring():
     import ast
 
-    body = [n for name in ("config.py", "machine.py", "sources.py", "tasks.py", "method.py")
+    body = [n for name in ("config.py", "machine.py", "sources.py", "tasks.py", "method.py", "analysis.py")
             for n in ast.parse((ROOT / "upft" / name).read_text()).body]
     classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith(("Config", "Source"))]
-    assert len(classes) == 21
+    assert len(classes) == 26
     bare = []
     for cls in classes:
         for node, after in zip(cls.body, [*cls.body[1:], None], strict=True):
@@ -148,6 +148,19 @@ def test_papers_settings_reach_prefix_and_train(parse):
     (["+prefix.foo=1"], ["prefix.foo=1", "no such key"]),
     (["+prefix.lenght=1"], ["prefix.lenght=1", "'len'"]),
     (["+eval.tasks.arithmetic.foo=1"], ["eval.tasks.arithmetic.foo=1", "no such key"]),
+    (["analysis=consistency", "analysis.consistency.n=1"], ["analysis.consistency.n=1", "2 or more"]),
+    (["analysis=consistency", "analysis.consistency.edges=[0.5,0.2]"], ["consistency.edges=[0.5, 0.2]", "rising"]),
+    (["analysis=errors", "analysis.errors.at=[4,2]"], ["analysis.errors.at=[4, 2]", "rising"]),
+    (["analysis=errors", "analysis.errors.at=[]"], ["analysis.errors.at=[]", "rising"]),
+    (["analysis=errors", "analysis.errors.margin=1"], ["analysis.errors.margin=1", "(0, 1)"]),
+    (["analysis=errors", "analysis.errors.at=[192]"], ["analysis.errors.at=[192]", "trace_max_tokens=192"]),
+    (["analysis=coverage", "analysis.coverage.traces=0"], ["analysis.coverage.traces=0", "1 or more"]),
+    (["analysis=kl", "analysis.kl.longest=0"], ["analysis.kl.longest=0", "1 or more"]),
+    (["analysis=kl", "analysis.temperature=0"], ["analysis.temperature=0", "above 0"]),
+    (["analysis=kl", "sample.temperature=0"], ["sample.temperature=0", "analysis.temperature"]),
+    (["analysis=kl", "analysis.task=gsm8k"], ["analysis.task=gsm8k", "arithmetic"]),
+    (["analysis=coverage", "eval=gpqa", "analysis.task=gpqa"], ["analysis.task=gpqa", "numbers and closed forms"]),
+    (["analysis=errors", "data=jsonl", "data.path=x.jsonl"], ["analysis.errors", "data.answer_field=COLUMN"]),
     (["seed=-1"], ["seed=-1", "0 or more"]),
     (["compute.devices=0"], ["compute.devices=0", "1 or more"]),
     (["compute.parallel=0"], ["compute.parallel=0", "1 or more"]),

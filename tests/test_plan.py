@@ -46,6 +46,7 @@ def bases(model_folder) -> dict[str, list[str]]:
         "judged": [*sampled, "judge=model", f"judge.path={model_folder}", "judge.engine=transformers", *engines],
         "judge of the hub": [*sampled, "judge=model", "judge.id=o/j", f"judge.revision={REVISION}",
                              "judge.engine=transformers", *engines],
+        "analysed": [f"model.path={model_folder}", "analysis=all", *engines],
         "vstar": [f"model.path={model_folder}", "method=vstar", *engines],
         "rounds": [f"model.path={model_folder}", "method.rounds=2", *engines],
         "hub": [
@@ -95,6 +96,8 @@ SPECIAL = {  # leaves whose values are bound by a rule
     "eval.tasks.arithmetic.standard.options": None,
     "judge.path": None, "judge.engine": None, "judge.revision": OTHER, "judge.prompt": "'{question}{gold}{solution}'",
     "judge.accept": "'yes+'",
+    "analysis.task": "arithmetic", "analysis.temperature": "0.9", "analysis.consistency.edges": "[0.5]",
+    "analysis.errors.at": "[3]", "analysis.coverage.at": "[3]",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from upft.analysis import AnalysisConfig, ConsistencyConfig, CoverageConfig, ErrorsConfig, KlConfig
 from upft.choices import (
     AnswerFormat,
     AnswerKind,
@@ -30,10 +31,11 @@ from upft.method import MethodConfig
 from upft.sources import ArithmeticConfig, DataConfig, Source
 from upft.tasks import AskConfig, EvalConfig, JudgeConfig, TaskConfig, check_nucleus
 
-__all__ = ["AUTO", "PURE_BF16_LR", "AnswerFormat", "AnswerKind", "ArithmeticConfig", "AskConfig", "ComputeConfig", "Config",
-           "CutUnit", "DataConfig", "DiagnoseConfig", "Dtype", "Engine", "EvalConfig", "JudgeConfig", "LoraConfig",
-           "MethodConfig", "ModelConfig", "Precision", "PrefixConfig", "Protocol", "Reduction", "RunConfig",
-           "SampleConfig", "Source", "TaskConfig", "TrackerConfig", "TrainConfig"]
+__all__ = ["AUTO", "PURE_BF16_LR", "AnalysisConfig", "AnswerFormat", "AnswerKind", "ArithmeticConfig", "AskConfig",
+           "ComputeConfig", "Config", "ConsistencyConfig", "CoverageConfig", "CutUnit", "DataConfig", "DiagnoseConfig",
+           "Dtype", "Engine", "ErrorsConfig", "EvalConfig", "JudgeConfig", "KlConfig", "LoraConfig", "MethodConfig",
+           "ModelConfig", "Precision", "PrefixConfig", "Protocol", "Reduction", "RunConfig", "SampleConfig", "Source",
+           "TaskConfig", "TrackerConfig", "TrainConfig"]
 
 AUTO = "auto"
 """prefix.len that the diagnosis finds."""
@@ -284,6 +286,7 @@ class Config:
     diagnose: DiagnoseConfig = MISSING
     eval: EvalConfig = MISSING
     judge: JudgeConfig | None = None
+    analysis: AnalysisConfig | None = None
     compute: ComputeConfig = MISSING
     tracker: TrackerConfig = MISSING
     run: RunConfig = MISSING
@@ -306,6 +309,8 @@ class Config:
         self._check_method()
         if not self.method.whole:
             self._check_prefix()
+        if self.analysis is not None:
+            self._check_analysis(self.analysis)
 
     def _check_method(self) -> None:
         """Rules between the method, the data and the sampling."""
@@ -342,3 +347,24 @@ class Config:
         if longest >= self.train.max_length:
             raise ConfigError(f"{named} leaves no room in train.max_length={self.train.max_length}",
                               "shorten the prefix or raise train.max_length")
+
+    def _check_analysis(self, analysis: AnalysisConfig) -> None:
+        """Rules between the analyses, the questions they look at and the sampling."""
+        if analysis.task is not None and analysis.task not in self.eval.tasks:
+            raise ConfigError(f"analysis.task={analysis.task}: eval.tasks has no such task",
+                              f"use null for the training questions, or one of {', '.join(self.eval.tasks) or 'eval.tasks'}")
+        asked: Source = self.data if analysis.task is None else self.eval.tasks[analysis.task]
+        if isinstance(asked, TaskConfig):
+            demand(asked.kind is AnswerKind.math, "analysis.task", analysis.task,
+                   f"use a task of numbers and closed forms: the answers of this one are of the kind {asked.kind.name}")
+        elif analysis.graded and asked.answer_field is None and asked.arithmetic is None:
+            raise ConfigError(f"data.answer_field=null with analysis.{analysis.graded[0]}, which asks what ends right",
+                              "name the column of the answers, data.answer_field=COLUMN, or look at a task: analysis.task=NAME")
+        if analysis.temperature is None and self.sample.temperature == 0:
+            raise ConfigError("analysis.temperature=null with sample.temperature=0: greedy traces of one question are all the "
+                              "same", "give analysis.temperature a value above 0")
+        for name in ("errors", "coverage"):
+            chosen = getattr(analysis, name)
+            if chosen is not None:
+                demand(chosen.at[-1] < self.sample.trace_max_tokens, f"analysis.{name}.at", chosen.at,
+                       f"use lengths below sample.trace_max_tokens={self.sample.trace_max_tokens}")

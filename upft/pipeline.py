@@ -18,8 +18,8 @@ from upft.console import Console
 from upft.errors import StoreError
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import Plan, Stage, plan
-from upft.sharing import relatives
-from upft.specs import EvaluateSpec, JudgeSpec, SampleSpec
+from upft.sharing import DRAWN, relatives
+from upft.specs import BranchSpec, EvaluateSpec, JudgeSpec, SampleSpec
 from upft.store import Artifact, Corrupt, Hasher, Store
 
 MARK = {True: "[green]done[/]", False: "[cyan]hit[/] "}
@@ -172,10 +172,10 @@ def preflight(missing: list[Stage]) -> None:
                 prompter.ids(question.text)
 
 
-def _related(store: Store, spec: SampleSpec | EvaluateSpec, inputs: Mapping[str, Path]) -> list[Path]:
+def _related(store: Store, spec: SampleSpec | EvaluateSpec | BranchSpec, inputs: Mapping[str, Path]) -> list[Path]:
     """Artifacts that may hold what a stage would sample: of the same spec but for its questions, and the same training."""
     training = inputs["model"].name if "model" in inputs else None
-    found = store.related("sample" if isinstance(spec, SampleSpec) else "evaluate", relatives(spec))
+    found = store.related(DRAWN[type(spec)][0], relatives(spec))
     return [artifact.path for artifact in found if artifact.json("spec.json")["inputs"].get("model") == training]
 
 

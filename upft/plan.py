@@ -16,6 +16,7 @@ from typing import Any
 from upft import config as c
 from upft.choices import MethodName
 from upft.errors import ConfigError, DataError, ModelError
+from upft.inquiry import Inquiry
 from upft.method import VerifierConfig
 from upft.specs import (
     BuildSpec,
@@ -42,7 +43,7 @@ from upft.specs import (
 from upft.store import Hasher, canonical, digest
 
 VERSIONS = {"sample": 3, "diagnose": 1, "grade": 1, "build": 3, "pair": 1, "reference": 1, "train": 2, "evaluate": 2,
-            "judge": 1, "verify": 1, "report": 4}
+            "judge": 1, "verify": 1, "branch": 1, "consistency": 1, "errors": 1, "coverage": 1, "kl": 1, "report": 4}
 """Raised by hand when a stage's code changes what it would write for the same spec."""
 
 
@@ -130,6 +131,8 @@ class _Cell:
         if config.judge is not None:
             judged = {role: stage for role, stage in self.made.items() if role.partition(":")[0] in ("base", "trained")}
             self.made |= judgements(config.judge, judged, self.hasher)
+        if config.analysis is not None:
+            self.made |= self._inquiry(config.analysis, train).stages(config.analysis)
         report = Stage("report", "report", ReportSpec(
             title=f"{method.title} of {config.model.name} on {config.data.name}", model=config.model.name,
             data=config.data.name, method=method.name, prefix_len=self.length,
@@ -145,6 +148,26 @@ class _Cell:
         for stage in (self.made[f"samples{mark}"], self.made[f"diagnosis{mark}"], *base.values(), report):
             visit(stage)
         return Plan(tuple(order.values()))
+
+    def _inquiry(self, asked: c.AnalysisConfig, train: Stage) -> Inquiry[Stage]:
+        """What the analyses need to know of this cell."""
+        config, task = self.config, asked.task
+        source: c.Source = config.data if task is None else config.eval.tasks[task]
+        key = "data" if task is None else f"eval.tasks.{task}"
+        limit = None if task is None else config.eval.limit
+        sampling = SamplingSpec(
+            engine=resolve_engine(config.sample.engine, "sample.engine"), dtype=config.model.dtype,
+            temperature=config.sample.temperature if asked.temperature is None else asked.temperature,
+            top_p=config.sample.top_p, top_k=config.sample.top_k, seed=config.seed)
+
+        def questions(count: int) -> QuestionsSpec:
+            return questions_spec(source, key, self.hasher, count if limit is None else min(count, limit))
+
+        longest = config.sample.trace_max_tokens
+        return Inquiry(Stage, questions, SampleSpec(self.model, self.prompt, questions(1), sampling, 1, longest, 1.0, longest,
+                                                    False),
+                       source.answer_field is not None or source.arithmetic is not None, train, self.made["diagnosis"],
+                       config.prefix.fixed, config.model.dtype)
 
     def _pilot(self) -> Stage | None:
         """The diagnosis of a pilot sampling, where the prefix length must be known before the sampling proper."""

@@ -20,7 +20,7 @@ from upft.console import Console
 from upft.ledger import model_flops
 from upft.plan import Plan, Stage
 from upft.prompts import Prompter
-from upft.specs import BuildSpec, DiagnoseSpec, EvaluateSpec, PairSpec, SampleSpec, TrainSpec
+from upft.specs import BranchSpec, BuildSpec, DiagnoseSpec, EvaluateSpec, PairSpec, SampleSpec, TrainSpec
 from upft.stages import build as build_stage
 from upft.store import Store
 
@@ -81,6 +81,8 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
         if questions.duplicates:
             what += f" ({questions.duplicates} duplicates left out)"
         return Estimate(what, prompt_tokens, new, _flops(source, prompt_tokens + new, len(questions.rows) * spec.n, False))
+    if isinstance(spec, BranchSpec):
+        return _branching(stage, spec)
     if isinstance(spec, TrainSpec):
         rows_from = stage.inputs["rows"]
         build, sample = rows_from.spec, rows_from.inputs["samples"].spec
@@ -105,6 +107,20 @@ def estimate(stage: Stage, cell: Plan) -> Estimate:
         return Estimate(f"{most_of_them}{count:,} rows, {steps:,} steps", prompts * spec.epochs, supervised * spec.epochs,
                         _flops(source, tokens, count * spec.epochs, True))
     return Estimate("")
+
+
+def _branching(stage: Stage, spec: BranchSpec) -> Estimate:
+    """As if no two traces had a prefix in common and none were over."""
+    sample = stage.inputs["samples"].spec
+    assert isinstance(sample, SampleSpec)
+    source = models.resolve(spec.model.source)
+    prompter = Prompter(models.load_tokenizer(source, spec.model.trust_remote_code), sample.prompt)
+    lengths = [len(prompter.ids(question.text)) for question in datasets.load(sample.questions).rows]
+    each = spec.n * min(sample.n, spec.traces * (2 if spec.both else 1))
+    requests = each * len(lengths) * len(spec.at)
+    prompts = each * (sum(lengths) * len(spec.at) + sum(spec.at) * len(lengths))
+    new = each * len(lengths) * sum(spec.trace_max_tokens - t for t in spec.at)
+    return Estimate(f"at most {requests:,} continuations", prompts, new, _flops(source, prompts + new, requests, False))
 
 
 def sampling(cell: Plan) -> Stage:

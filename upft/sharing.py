@@ -10,15 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from upft.plan import VERSIONS, Plan, Stage
-from upft.specs import EvaluateSpec, SampleSpec
+from upft.specs import BranchSpec, EvaluateSpec, SampleSpec
 from upft.store import canonical
 
+DRAWN = {SampleSpec: ("sample", ("model", "trained", "prompt", "sampling")), EvaluateSpec: ("evaluate", ("model", "prompt",
+         "sampling")), BranchSpec: ("branch", ("model", "trained", "sampling"))}
+"""Stages that draw completions, and what of their specs a completion follows from beside its prompt."""
 
-def relatives(spec: SampleSpec | EvaluateSpec) -> dict[str, Any]:
+
+def relatives(spec: SampleSpec | EvaluateSpec | BranchSpec) -> dict[str, Any]:
     """What the identities of two samplings (or evaluations, of the same training) must agree in for the one to hold samples
     of the other: a prompt's `index`-th completion follows from the model, the settings and the seed alone."""
-    stage = "sample" if isinstance(spec, SampleSpec) else "evaluate"
-    names = ("model", "trained", "prompt", "sampling") if isinstance(spec, SampleSpec) else ("model", "prompt", "sampling")
+    stage, names = DRAWN[type(spec)]
     return {"stage": stage, "version": VERSIONS[stage], "spec": {name: canonical(getattr(spec, name)) for name in names}}
 
 

@@ -242,6 +242,56 @@ class VerifySpec:
 
 
 @dataclass(frozen=True)
+class BranchSpec:
+    """Continue the first tokens of traces upstream. at: how many tokens; traces: of each question the first so many, with
+    `both` so many right and so many wrong ones of each question that has some of both; n: continuations of each different
+    prefix; trace_max_tokens: longest prefix plus continuation; trained: who continues, as in SampleSpec."""
+
+    model: ModelSpec
+    sampling: SamplingSpec
+    at: tuple[int, ...]
+    traces: int
+    both: bool
+    n: int
+    trace_max_tokens: int
+    trained: str | None = None
+
+
+@dataclass(frozen=True)
+class ConsistencySpec:
+    """Count the different prefixes of each question's traces. edges: shares of right traces that part the questions."""
+
+    longest: int
+    edges: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ErrorsSpec:
+    """From what length on the prefixes of right and of wrong traces end right by `margin` apart."""
+
+    margin: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class CoverageSpec:
+    """Split a change of accuracy in proposed prefixes and what becomes of them."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class KlSpec:
+    """Divergence between base and trained model by position. prefix_len: null = what the diagnosis upstream suggests."""
+
+    model: ModelSpec
+    dtype: c.Dtype
+    prefix_len: int | None
+    longest: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class ReportSpec:
     """Tell what the cell found."""
 
@@ -258,4 +308,4 @@ class ReportSpec:
 
 
 Spec = (SampleSpec | DiagnoseSpec | GradeSpec | BuildSpec | PairSpec | ReferenceSpec | TrainSpec | EvaluateSpec | JudgeSpec
-        | VerifySpec | ReportSpec)
+        | VerifySpec | BranchSpec | ConsistencySpec | ErrorsSpec | CoverageSpec | KlSpec | ReportSpec)

@@ -15,7 +15,7 @@ from upft.sharing import distinct
 
 ARRAY_LIMIT = 1000
 """Most jobs of one array: clusters allow 1,001 as they come (MaxArraySize)."""
-ON_GPU = frozenset({"sample", "train", "evaluate", "judge", "reference", "verify"})
+ON_GPU = frozenset({"sample", "train", "evaluate", "judge", "reference", "verify", "branch", "kl"})
 """Stages that use a GPU where there is one."""
 
 

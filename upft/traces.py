@@ -22,13 +22,15 @@ DAMAGED = "the artifact is damaged: set it aside and run the same command again"
 
 @dataclass(frozen=True)
 class Sampled:
-    """A question as the sampling knows it, and its traces in order. answer: the gold one, where the data has them."""
+    """A question as the sampling knows it, and its traces in order. answer: the gold one, where the data has them. prefix: how
+    many tokens at the end of prompt_ids are the beginning of the answer, which the traces continue."""
 
     id: str
     text: str
     answer: str | None
     prompt_ids: list[int]
     traces: tuple[Trace, ...]
+    prefix: int = 0
 
 
 def read(samples: Path, grades: Path | None = None) -> Iterator[Sampled]:
@@ -46,7 +48,7 @@ def read(samples: Path, grades: Path | None = None) -> Iterator[Sampled]:
                             f"{None if question is None else question['id']}", DAMAGED)
         if question is not None:
             yield Sampled(question["id"], question["text"], question["answer"], question["prompt_ids"],
-                          tuple(_trace(row, verdicts, grades) for row in rows))
+                          tuple(_trace(row, verdicts, grades) for row in rows), question.get("prefix", 0))
 
 
 def _trace(row: dict[str, Any], verdicts: Iterator[dict[str, Any]] | None, grades: Path | None) -> Trace:

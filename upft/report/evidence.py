@@ -134,6 +134,8 @@ class Evidence:
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     decode: Decode | None = None
     """Of the model's tokenizer, where the training's artifact holds it."""
+    analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name -> summary of each analysis asked for."""
 
     @property
     def method(self) -> str:

@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from upft.report import wording
+from upft.report import analyses, wording
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636f", "#d5dae1", "#fefefe"
-BASE, TRAINED = "#6b7480", "#0072b2"  # Okabe and Ito's blue beside a grey: apart in lightness too
+BASE, TRAINED, WRONG = "#6b7480", "#0072b2", "#b34a00"  # Okabe and Ito's blue beside a grey: apart in lightness too
 SERIES = ("#d55e00", "#0173b3", "#009e73", "#cc79a7", "#a07800", "#7b5cc4")
 """One for each method where many stand in a figure; Okabe and Ito's, two of them darker so that they show on paper."""
 VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper", BASE: "--base", TRAINED: "--trained",
-             **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)}}
+             WRONG: "--loss", **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)}}
 WIDTH = 4.9
 """Inches. Narrow, so that a phone shows the labels at a size that can be read."""
 STYLE = {
@@ -80,6 +80,8 @@ def draw(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> di
         if len(losses) > 1:
             alt = f"Training loss from {losses[0][1]:.3f} at step {losses[0][0]} to {losses[-1][1]:.3f} at step {losses[-1][0]}"
             figures["loss"] = drawn("loss", alt, _loss(losses))
+        for name, (alt, figure) in analyses.draw(results.get("analyses", {}), results["method"]).items():
+            figures[name] = drawn(name, alt, figure)
     return figures
 
 

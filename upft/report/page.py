@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upft.report import markdown, methods, wording
+from upft.report import analyses, markdown, methods, wording
 from upft.report.evidence import Answer, Answers, Decode, Evidence, StageRecord
 from upft.report.figures import Drawn
 from upft.report.table import MARKS, Table
@@ -105,7 +105,8 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
         rows=evidence.rows.get("examples", []),
         pairs={task: differing(base, trained, EXAMPLES, evidence.decode, results["prefix_len"])
                for task, (base, trained) in evidence.tasks.items()},
-        facts=_facts(results["training"]), comparison=methods.columns(methods.table([results])),
+        facts=_facts(results["training"]), analyses=analyses.sections(results.get("analyses", {}), results["method"]),
+        comparison=methods.columns(methods.table([results])),
         beginnings=lengths(results["diagnosis"]) if results["diagnosis"] else [],
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
         made=[_made(record) for record in evidence.stages], versions=versions(evidence.stages), shorten=rest,

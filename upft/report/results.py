@@ -44,6 +44,7 @@ def results(evidence: Evidence) -> dict[str, Any]:
         "tokens": _tokens(evidence, ledgers),
         "choosing": _choosing(evidence),
         "comparison": methods.costs(evidence),
+        **({"analyses": {name: dict(found) for name, found in evidence.analyses.items()}} if evidence.analyses else {}),
         "stages": [_stage(record) for record in evidence.stages],
         "totals": {
             "making": dataclasses.asdict(making),

@@ -16,7 +16,7 @@ from upft.choices import Accelerator
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.sampler import EnginePool
-from upft.specs import EvaluateSpec, SampleSpec
+from upft.specs import BranchSpec, EvaluateSpec, SampleSpec
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Host:
     tracker: TrackerConfig
     console: Console
     engines: EnginePool
-    relatives: Callable[[SampleSpec | EvaluateSpec, Mapping[str, Path]], Sequence[Path]] = lambda spec, inputs: ()
-    """Finished samplings (or evaluations) of the same model, prompt and settings, whatever their questions and counts."""
+    relatives: Callable[[SampleSpec | EvaluateSpec | BranchSpec, Mapping[str, Path]], Sequence[Path]] = (
+        lambda spec, inputs: ())
+    """Finished samplings (evaluations, continuations) of the same model and settings, whatever their questions and counts."""
 
     @property
     def gpus(self) -> int:

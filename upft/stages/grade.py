@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from upft.selection import Trace
 from upft.specs import GradeSpec
 from upft.stages import Host
 
-TOGETHER = 256
-"""Questions whose traces are with the graders at once."""
+TOGETHER = 4096
+"""Traces that are with the graders at once, a question's all together."""
 
 
 def run(spec: GradeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -32,7 +31,7 @@ def run(spec: GradeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     with ledger.Meter() as meter, host.console.bar("grading", told["questions"], "questions") as bar, Graders() as graders, \
             (out / traces.VERDICTS).open("w", encoding="utf-8") as stream:
         asked = traces.read(samples)
-        while together := list(islice(asked, TOGETHER)):
+        for together in _blocks(asked):
             for question, verdicts in _graded(together, tokenizer, graders):
                 for trace, verdict in verdicts:
                     line = {"id": question.id, "index": trace.index, "right": verdict.right, "extracted": verdict.extracted,
@@ -56,6 +55,20 @@ def run(spec: GradeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     host.console.say(f"  {right:,} of {graded:,} traces are right; {questions - some:,} of {questions:,} questions have none")
 
 
+def _blocks(asked: Iterator[traces.Sampled]) -> Iterator[list[traces.Sampled]]:
+    """Questions in blocks of TOGETHER traces or a few more."""
+    block: list[traces.Sampled] = []
+    held = 0
+    for question in asked:
+        block.append(question)
+        held += len(question.traces)
+        if held >= TOGETHER:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
+
+
 def _graded(questions: Sequence[traces.Sampled], tokenizer: Any,
             graders: Graders) -> Iterator[tuple[traces.Sampled, list[tuple[Trace, grading.Verdict]]]]:
     """Each question with the verdicts on its whole traces."""
@@ -64,10 +77,12 @@ def _graded(questions: Sequence[traces.Sampled], tokenizer: Any,
         if question.answer is None:
             raise DataError(f"question {question.id} has no gold answer: {question.text[:60]!r}",
                             "name the column that holds them: data.answer_field=COLUMN")
-        prompt = tokenizer.decode(question.prompt_ids, skip_special_tokens=False)
+        asked_with = question.prompt_ids[:len(question.prompt_ids) - question.prefix]
+        begun = question.prompt_ids[len(asked_with):]
+        prompt = tokenizer.decode(asked_with, skip_special_tokens=False)
         for trace in question.traces:
             if trace.whole:
-                text = tokenizer.decode(list(trace.ids), skip_special_tokens=True)
+                text = tokenizer.decode([*begun, *trace.ids], skip_special_tokens=True)
                 graders.put(len(asked), grading.reopened(prompt, text), question.answer)
                 asked.append((question, trace))
     verdicts = dict(graders.rest())

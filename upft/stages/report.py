@@ -15,7 +15,7 @@ from typing import Any
 from upft import answers, diagnosis, ledger
 from upft.choices import MethodName
 from upft.errors import DataError
-from upft.report import figures, latex, page, results, settings, spreadsheet, tables
+from upft.report import analyses, figures, latex, page, results, settings, spreadsheet, tables
 from upft.report.evidence import Answer, Answers, Decode, Evidence, StageRecord
 from upft.specs import ReportSpec
 from upft.stages import Host
@@ -79,6 +79,8 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
         earlier=tuple(summary(f"rows:{number}", "rows.json") for number in rounds),
         chosen={task: summary(f"trained:{task}", "scores.json") for task in spec.tasks if f"generator:{task}" in inputs},
         asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks},
+        analyses={name: summary(f"analysis:{name}", f"{name}.json") for name in analyses.LABELS
+                  if f"analysis:{name}" in inputs},
         decode=_decoder(inputs["train"]))
 
 
@@ -92,6 +94,8 @@ def label(spec: ReportSpec, role: str) -> str:
     kind, _, of = role.partition(":")
     if kind in LABELS:
         return f"{LABELS[kind]}, round {of}" if of else LABELS[kind]
+    if kind == "analysis":
+        return analyses.label(role)
     method = spec.label or spec.method.name.upper()
     if kind == "judged":
         side, _, task = of.partition(":")
@@ -108,6 +112,8 @@ def _place(role: str) -> tuple[int, int, int]:
     kind, _, of = role.partition(":")
     if kind in LABELS:
         return 0, 0 if kind == "pilot" else int(of) if of else 10**6, list(LABELS).index(kind)
+    if kind == "analysis":
+        return 2, analyses.place(role), 0
     return 1, list(MEASURED).index(kind), 0
 
 

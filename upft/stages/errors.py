@@ -1,0 +1,27 @@
+"""Stage `errors`: where errors begin, from continuations of right and of wrong traces.
+
+Reads the continuations and their grades; writes errors.json (its keys: `upft.analyses.branching.errors`) and ledger.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from upft import ledger, outcomes
+from upft.analyses import branching
+from upft.specs import ErrorsSpec
+from upft.stages import Host
+
+
+def run(spec: ErrorsSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
+    """Compare the two groups at every length."""
+    with ledger.Meter() as meter:
+        told = json.loads((inputs["branches"] / "samples.json").read_text())
+        points = outcomes.read(inputs["branches"], inputs["outcomes"])
+        found = branching.errors(points, told["traces_a_question"], spec.margin, spec.seed)
+    cost = ledger.Ledger()
+    meter.fill(cost)
+    cost.write(out)
+    (out / "errors.json").write_text(json.dumps({**found, "prefixes": told["questions"]}, indent=1, allow_nan=False) + "\n")
