@@ -18,7 +18,7 @@ from rich.table import Table
 from upft.console import Console
 from upft.plan import Stage
 from upft.records import Standing, State, Sweep
-from upft.sharing import distinct
+from upft.sharing import covered, distinct
 from upft.store import Store
 from upft.submission import Cell, Work, arrange
 
@@ -106,7 +106,7 @@ def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
     """What a sweep would come to: distinct stages by name, which are there, and bounds on what the missing ones cost."""
     stages = distinct(cell.plan for cell in cells)
     there = {stage.key for stage in stages if store.path(stage.name, stage.key).is_dir()}
-    work = arrange(cells, there)
+    work, held = arrange(cells, there), covered(stages)
     costed = len(work.todo) <= MOST_COSTED
     costs: dict[str, tuple[int, int, float]] = {}
     if costed:
@@ -114,7 +114,7 @@ def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
 
         owner = {stage.key: cell.plan for cell in cells for stage in cell.plan.stages}
         for stage in stages:
-            if stage.key in work.todo:
+            if stage.key in work.todo and stage.key not in held:
                 one = preview.estimate(stage, owner[stage.key])
                 costs[stage.key] = one.prompt_tokens, one.new_tokens, one.flops
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -131,6 +131,9 @@ def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
     table.add_row("together", str(len(stages)), str(len(there)), str(len(work.todo)), *_costs(total))
     console.say(f"{len(cells)} cells")
     console.say(table)
+    if held:
+        console.say(f"{len(held)} of the samplings draw nothing: {len({one.key for one in held.values()})} larger ones, made "
+                    "first, hold their samples")
     if costed:
         console.say(f"GPU-hours: FLOPs at {EFFECTIVE_FLOPS:.0e} a second (40% of what an H100 is built for in bf16); sampling "
                     "takes longer")

@@ -28,7 +28,7 @@ from upft.errors import ConfigError, SlurmError, SweepError
 from upft.machine import ComputeConfig, ResourcesConfig, SlurmConfig, TrackerConfig
 from upft.plan import Stage, plan
 from upft.records import Machine, Record, Records, State, Sweep, now
-from upft.sharing import distinct
+from upft.sharing import covered, distinct
 from upft.store import Store, digest
 from upft.submission import ON_GPU, Cell, Group, Work, arrange
 
@@ -80,8 +80,10 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
         for config, cell in zip(configs, cells, strict=True):
             mirror.remember(Store(config.run.store), config, cell.plan, cell.name if len(cells) > 1 else None, sweep_id)
     if first.plan or (first.compute.slurm is None and first.compute.parallel == 1):
-        for config in configs:
-            pipeline.main(config, console)
+        held = covered(distinct(cell.plan for cell in cells))
+        for config, cell in zip(configs, cells, strict=True):
+            sources = {held[stage.key].key: held[stage.key] for stage in cell.plan.stages if stage.key in held}
+            pipeline.main(config, console, tuple(sources.values()))
         return
     for name in ("compute", "tracker", "run"):
         odd = next((i for i, config in enumerate(configs) if getattr(config, name) != getattr(first, name)), None)

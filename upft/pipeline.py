@@ -21,12 +21,14 @@ from upft.plan import Plan, Stage, plan
 from upft.sharing import DRAWN, relatives
 from upft.specs import BranchSpec, EvaluateSpec, JudgeSpec, SampleSpec
 from upft.store import Artifact, Corrupt, Hasher, Store
+from upft.submission import closure
 
 MARK = {True: "[green]done[/]", False: "[cyan]hit[/] "}
 
 
-def main(config: Config, console: Console | None = None) -> Path | None:
-    """Run one cell and return its report's folder; with config.plan only show it (None)."""
+def main(config: Config, console: Console | None = None, sources: tuple[Stage, ...] = ()) -> Path | None:
+    """Run one cell and return its report's folder; with config.plan only show it (None). sources: samplings of other cells
+    that hold all that one of this cell's would draw, to run first."""
     console = console or Console(config.run.console)
     cell = plan(config, Hasher())
     store = Store(config.run.store)
@@ -38,7 +40,9 @@ def main(config: Config, console: Console | None = None) -> Path | None:
     target = export.look(config, cell)
     store.prepare()
     mirror.remember(store, config, cell)
-    artifacts = walk(cell, store, config.compute, config.tracker, console, repair=config.run.repair)
+    earlier = {stage.key: stage for source in sources for stage in closure(source).stages}
+    whole = Plan(tuple((earlier | {stage.key: stage for stage in cell.stages}).values()))
+    artifacts = walk(whole, store, config.compute, config.tracker, console, repair=config.run.repair)
     report = artifacts[cell.report.key]
     from upft.report.console import summary_table
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from upft.plan import Plan, Stage
-from upft.sharing import distinct
+from upft.sharing import covered, distinct
 
 ARRAY_LIMIT = 1000
 """Most jobs of one array: clusters allow 1,001 as they come (MaxArraySize)."""
@@ -64,6 +64,7 @@ def arrange(cells: Sequence[Cell], there: Container[str], under_way: Container[s
     not to be tried again."""
     stages, served = distinct(cell.plan for cell in cells), Counter(
         key for cell in cells for key in {stage.key for stage in cell.plan.stages})
+    held = covered(stages)
     after: dict[str, tuple[str, ...]] = {}
     before: dict[str, set[str]] = {}
     blocked: dict[str, str] = {}
@@ -72,7 +73,8 @@ def arrange(cells: Sequence[Cell], there: Container[str], under_way: Container[s
     for stage in stages:
         if stage.key in there:
             continue
-        missing = tuple(dict.fromkeys(one.key for one in stage.inputs.values() if one.key not in there))
+        sources = [held[stage.key]] if stage.key in held else []  # after it, this sampling draws nothing
+        missing = tuple(dict.fromkeys(one.key for one in (*stage.inputs.values(), *sources) if one.key not in there))
         before[stage.key] = {*missing, *(key for one in missing for key in before[one])}
         after[stage.key] = tuple(key for key in missing if not any(key in before[one] for one in missing))
         depth[stage.key] = 1 + max((depth[key] for key in missing), default=-1)

@@ -14,7 +14,8 @@ from upft import launcher, models
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.pipeline import walk
-from upft.plan import Plan, distinct, plan
+from upft.plan import Plan, plan
+from upft.sharing import distinct
 from upft.sample_log import SampleLog
 from upft.store import RESUME, Hasher, Store
 

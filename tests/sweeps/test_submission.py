@@ -137,3 +137,18 @@ def test_closure_is_the_cell(sweep):
         assert found.report is cell.plan.report
         for i, stage in enumerate(found.stages):
             assert {one.key for one in stage.inputs.values()} <= {one.key for one in found.stages[:i]}
+
+
+def test_a_sampling_waits_for_the_one_that_holds_its_samples(parse):
+    """SFT's one trace and UPFT's prefixes are among RFT's 16 traces: drawn once, whatever the order of the cells."""
+    cells = [Cell(method, plan(parse("sample.engine=transformers", "eval.engine=transformers", f"method={method}")))
+             for method in ("sft", "upft", "rft", "vstar")]
+    work = arrange(cells, there=set())
+    own = {cell.name: cell.plan.report.inputs["samples"].key for cell in cells}
+    assert own["rft"] == own["vstar"]
+    assert len(set(own.values())) == 3
+    assert work.after[own["rft"]] == ()
+    assert work.after[own["sft"]] == work.after[own["upft"]] == (own["rft"],)
+    assert [(g.name, len(g.stages)) for g in work.groups[:1]] == [("sample", 1)]
+    later = arrange(cells, there={own["rft"]})
+    assert later.after[own["sft"]] == ()
