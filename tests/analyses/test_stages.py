@@ -15,8 +15,8 @@ from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.pipeline import walk
 from upft.plan import Plan, plan
-from upft.sharing import distinct
 from upft.sample_log import SampleLog
+from upft.sharing import distinct
 from upft.store import RESUME, Hasher, Store
 
 WEIGHTS = Path(__file__).parents[2] / "upft" / "toy" / "weights"

@@ -177,3 +177,21 @@ def test_questions_without_an_answer_key_work_for_the_unsupervised_ones_only(tmp
     assert out.returncode != 0
     assert "data.answer_field=null" in out.stderr
     assert not (tmp_path / "none").exists(), "refused before anything is spent"
+
+
+def test_methods_asked_for_together_share_the_largest_sampling(tmp_path: Path) -> None:
+    """Without a word on the sampling: SFT's cell comes first, and still RFT's 16 traces are drawn before its one."""
+    out = subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", "method=sft,upft,rft", f"run.store={tmp_path}",
+                          "data.arithmetic.questions=24", "eval.tasks.arithmetic.arithmetic.questions=10",
+                          "compute.threads=1"], capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert out.returncode == 0, out.stderr
+    ledgers = {json.loads((folder / "samples.json").read_text())["traces_a_question"] * 100 + json.loads(
+        (folder / "spec.json").read_text())["spec"]["trace_ratio"]: json.loads((folder / "ledger.json").read_text())
+        for folder in (tmp_path / "sample").iterdir()}
+    assert sorted(ledgers) == [100.1, 101, 1601]
+    assert ledgers[1601]["reused_tokens"] == 0
+    for small in (100.1, 101):
+        assert ledgers[small]["reused_tokens"] == ledgers[small]["sampled_tokens"] > 0
+    told = subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", "method=sft,upft,rft", "plan=true",
+                           f"run.store={tmp_path / 'new'}"], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert "2 of the samplings draw nothing: 1 larger ones" in told.stdout
