@@ -84,6 +84,8 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
         for config, cell in zip(configs, cells, strict=True):
             sources = {held[stage.key].key: held[stage.key] for stage in cell.plan.stages if stage.key in held}
             pipeline.main(config, console, tuple(sources.values()))
+        if not first.plan and len({config.run.store for config in configs}) == 1:
+            page(sweep_id, cells, Store(first.run.store), [sys.executable, *sys.argv], console)
         return
     for name in ("compute", "tracker", "run"):
         odd = next((i for i, config in enumerate(configs) if getattr(config, name) != getattr(first, name)), None)
@@ -134,6 +136,19 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
                          + (" and others" if len(lacking) > 5 else ""),
                          f"python -m upft.jobs --store {store.root} tells why; the same command with compute.retry=true "
                          "tries again what has failed")
+    if not lacking:
+        page(sweep.id, cells, store, sweep.command, console)
+
+
+def page(sweep_id: str, cells: Sequence[Cell], store: Store, command: Sequence[str], console: Console) -> None:
+    """Write the report on all cells of a sweep into STORE/sweeps/ID."""
+    if len(cells) == 1:
+        return
+    from upft import dossier
+
+    written = dossier.write([store.path("report", cell.plan.report.key) for cell in cells], store.root / "sweeps" / sweep_id,
+                            shlex.join(["python", *command[1:]]))
+    console.say(f"all {len(cells)} cells: {pipeline.shown(written)}")
 
 
 def shape(stage: Stage, compute: ComputeConfig) -> tuple[str, int]:

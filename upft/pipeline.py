@@ -48,10 +48,10 @@ def main(config: Config, console: Console | None = None, sources: tuple[Stage, .
 
     console.say()
     console.say(summary_table(report.json("results.json")))
-    console.say(f"report: {_shown(report.path / 'report.html')}")
+    console.say(f"report: {shown(report.path / 'report.html')}")
     if target is not None:
         export.write(target, cell, artifacts, store)
-        console.say(f"model: {_shown(target.folder)}{' (exported before)' if target.done else ''}")
+        console.say(f"model: {shown(target.folder)}{' (exported before)' if target.done else ''}")
     return report.path
 
 
@@ -61,7 +61,7 @@ def walk(cell: Plan, store: Store, compute: ComputeConfig, tracker: TrackerConfi
     mirror.check(tracker)
     present = {stage.key: look(stage, store, console, repair) for stage in cell.stages}
     missing = [stage for stage in cell.stages if present[stage.key] is None]
-    console.say(f"{len(cell.stages)} stages, {len(missing)} to run, store {_shown(store.root)}")
+    console.say(f"{len(cell.stages)} stages, {len(missing)} to run, store {shown(store.root)}")
     if not missing:
         for stage in cell.stages:
             _tell(console, stage, built=False)
@@ -183,7 +183,7 @@ def _related(store: Store, spec: SampleSpec | EvaluateSpec | BranchSpec, inputs:
     return [artifact.path for artifact in found if artifact.json("spec.json")["inputs"].get("model") == training]
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
     here = Path.cwd()
     return f"./{path.relative_to(here)}" if path.is_relative_to(here) else str(path)

@@ -192,6 +192,11 @@ def test_methods_asked_for_together_share_the_largest_sampling(tmp_path: Path) -
     assert ledgers[1601]["reused_tokens"] == 0
     for small in (100.1, 101):
         assert ledgers[small]["reused_tokens"] == ledgers[small]["sampled_tokens"] > 0
+    [page] = tmp_path.glob("sweeps/*/report.html")  # on all three, at the end of the sweep
+    assert "all 3 cells: " in out.stdout
+    told = json.loads((page.parent / "results.json").read_text())
+    assert {one["method"] for one in told["settings"]} == {"SFT", "UPFT", "RFT"}
+    assert len(told["cells"]) == 3
     told = subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", "method=sft,upft,rft", "plan=true",
                            f"run.store={tmp_path / 'new'}"], capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert "2 of the samplings draw nothing: 1 larger ones" in told.stdout

@@ -18,13 +18,13 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SIX = ["-m", "prefix.len=4,8,16", "seed=0,1", "sample.max_tokens=16"]
 CLOCKS = {"provenance.json", "ledger.json", "manifest.json", "metrics.jsonl", "results.json", "report.html", "README.md",
-          "train.json"}
+          "train.json", "report.md", "cost.csv", "cost.tex"}
 
 
 def contents(store: Path) -> dict[str, bytes]:
     """Bytes of every file that holds no clock."""
     return {str(f.relative_to(store)): f.read_bytes() for f in store.glob("[a-z]*/*/**/*")
-            if f.is_file() and f.name not in CLOCKS and "figures" not in f.parts and ".partial" not in str(f)}
+            if f.is_file() and f.name not in CLOCKS and not {"figures", "sweeps"} & set(f.parts) and ".partial" not in str(f)}
 
 
 def table(output: str) -> dict[str, tuple[str, list[str], str]]:
