@@ -227,4 +227,5 @@ def test_multirun_shares_the_sampling(reference, tmp_path):
     counts: dict[str, int] = {}
     for name in artifacts(store):
         counts[name.split("/")[0]] = counts.get(name.split("/")[0], 0) + 1
+    assert counts.pop("sweeps") == 1  # the report on both cells
     assert counts == {"sample": 1, "diagnose": 1, "build": 2, "train": 2, "evaluate": 3, "report": 2}

@@ -17,7 +17,7 @@ SMALL = ["sample.engine=transformers", "eval.engine=transformers", "data.arithme
          "eval.tasks.arithmetic.arithmetic.questions=16", "train.batch_size=16", "compute.threads=1", "compute.accelerator=cpu",
          "compute.retries=0"]
 CLOCKS = {"provenance.json", "ledger.json", "manifest.json", "metrics.jsonl", "results.json", "report.html", "README.md",
-          "train.json"}
+          "train.json", "report.md", "cost.csv", "cost.tex"}
 
 
 def run(store: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,7 @@ def run(store: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 def contents(store: Path) -> dict[str, bytes]:
     return {str(f.relative_to(store)): f.read_bytes() for f in store.glob("[a-z]*/*/**/*")
-            if f.is_file() and f.name not in CLOCKS and "figures" not in f.parts and ".partial" not in str(f)}
+            if f.is_file() and f.name not in CLOCKS and not {"figures", "sweeps"} & set(f.parts) and ".partial" not in str(f)}
 
 
 @pytest.mark.slow
@@ -40,6 +40,10 @@ def test_side_by_side_is_the_serial_run(tmp_path):
     assert contents(tmp_path / "both") == contents(tmp_path / "serial")
     times = [json.loads(p.read_text()) for p in (tmp_path / "both").glob("train/*/provenance.json")]
     assert max(t["started"] for t in times) < min(t["finished"] for t in times), "the trainings were not side by side"
+    pages = [sorted(p.relative_to(tmp_path / side) for p in (tmp_path / side).glob("sweeps/*/report.html"))
+             for side in ("serial", "both")]
+    assert pages[0] == pages[1]
+    assert len(pages[0]) == 1, "a sweep ends with the report on its cells, however it ran"
     again = run(tmp_path / "both", *cells, "compute.parallel=2")
     assert ", 11 in the store, 0 under way, 0 to be made" in again.stdout
 
