@@ -264,6 +264,11 @@ def _open_wandb(tracker: TrackerConfig, folder: Path, card: Card, console: Conso
         return run
 
     folder.mkdir(parents=True, exist_ok=True)
+    global _OWNER
+    if os.getpid() != _OWNER:
+        # A service that was inherited holds the run of a process that was killed, and refuses it to the one that goes on.
+        os.environ.pop("WANDB_SERVICE", None)
+        _OWNER = os.getpid()
     # What waits for its upload lies beside the runs, not in a home folder that a compute node may not have.
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
     server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
@@ -288,6 +293,8 @@ def _open_wandb(tracker: TrackerConfig, folder: Path, card: Card, console: Conso
     return None
 
 
+_OWNER = 0
+"""The process whose W&B service runs (by its id, which a fork does not share)."""
 _GIVEN_UP: set[str] = set()
 """Servers that this process waits for no more."""
 

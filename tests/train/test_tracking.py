@@ -229,3 +229,12 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"tracker\.kind=wandb"):
         tracking.open_tracker(WANDB, tmp_path, Card("x", "n", "train"))
+
+
+def test_an_inherited_service_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage is started by a process that may have a W&B service of its own: it holds the runs of stages that were killed."""
+    monkeypatch.setattr(tracking, "_OWNER", 0)
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path / 'nobody'}")
+    with tracking.open_tracker(TrackerConfig(kind=TrackerKind.wandb), tmp_path, Card("abc", "x", "train")) as tracker:
+        tracker.log({"step": 1, "loss": 2.0})
+    assert len(list(tmp_path.glob("wandb/offline-run-*-abc/run-abc.wandb"))) == 1
