@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from upft.choices import MethodName
 from upft.errors import DataError, StoreError
-from upft.report import curves, latex, overview, spreadsheet
+from upft.report import curves, files, overview
 from upft.report.settings import Case, newest, settings
 from upft.report.tables import tables
 from upft.specs import ReportSpec
@@ -39,15 +38,7 @@ def write(reports: Sequence[Path], out: Path, command: str | None = None) -> Pat
     made, figures = tables(found, ordered), curves.draw(found)
     commands = [command] if command is not None else commands_of(ordered)
     try:
-        for name in ("tables", "figures"):
-            shutil.rmtree(out / name, ignore_errors=True)
-            (out / name).mkdir(parents=True)
-        for table in made:
-            (out / "tables" / f"{table.name}.tex").write_text(latex.table(table), encoding="utf-8")
-            (out / "tables" / f"{table.name}.csv").write_text(spreadsheet.table(table), encoding="utf-8")
-        for name, figure in figures.items():
-            (out / "figures" / f"{name}.svg").write_bytes(figure.svg)
-            (out / "figures" / f"{name}.pdf").write_bytes(figure.pdf)
+        files.write(out, made, figures)
         (out / "report.md").write_text(overview.as_markdown(found, ordered, made, figures, commands), encoding="utf-8")
         told = overview.as_json(found, ordered, figures, commands)
         (out / "results.json").write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n",

@@ -11,7 +11,7 @@ from typing import Any
 
 from upft.plan import VERSIONS, Plan, Stage
 from upft.specs import BranchSpec, EvaluateSpec, SampleSpec
-from upft.store import canonical
+from upft.store import canonical, digest
 
 DRAWN = {SampleSpec: ("sample", ("model", "trained", "prompt", "sampling")), EvaluateSpec: ("evaluate", ("model", "prompt",
          "sampling")), BranchSpec: ("branch", ("model", "trained", "sampling"))}
@@ -51,14 +51,16 @@ def covered(stages: Iterable[Stage]) -> dict[str, Stage]:
     Run after it, they draw nothing: a cell's own sampling then only says what its method would have cost alone. Where
     several hold them it is the one that is held by none.
     """
-    samplings = [(stage, stage.spec) for stage in stages if isinstance(stage.spec, SampleSpec)]
+    families: dict[str, list[tuple[Stage, SampleSpec]]] = {}  # of one model, prompt, seed: few, however many cells there are
+    for stage in stages:
+        if isinstance(stage.spec, SampleSpec):
+            families.setdefault(digest(relatives(stage.spec)), []).append((stage, stage.spec))
     held: dict[str, Stage] = {}
-    for small, spec in samplings:
-        for large, other in samplings:
-            if large is not small and holds(other, spec) and not (holds(spec, other) and small.key < large.key):
-                known = held.get(small.key)
-                if known is None or (isinstance(known.spec, SampleSpec) and holds(other, known.spec)):
-                    held[small.key] = large
+    for small, spec, large, other in ((*a, *b) for family in families.values() for a in family for b in family):
+        if large is not small and holds(other, spec) and not (holds(spec, other) and small.key < large.key):
+            known = held.get(small.key)
+            if known is None or (isinstance(known.spec, SampleSpec) and holds(other, known.spec)):
+                held[small.key] = large
     return held
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from upft import answers, diagnosis, ledger
 from upft.choices import MethodName
 from upft.errors import DataError
-from upft.report import analyses, figures, latex, page, results, settings, spreadsheet, tables
+from upft.report import analyses, figures, files, page, results, settings, tables
 from upft.report.evidence import Answer, Answers, Decode, Evidence, StageRecord
 from upft.specs import ReportSpec
 from upft.stages import Host
@@ -33,16 +33,9 @@ def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         evidence = read(spec, inputs)
         found = results.results(evidence)
         drawn = figures.draw(found, evidence.metrics)
-        (out / "figures").mkdir()
-        for name, figure in drawn.items():
-            (out / "figures" / f"{name}.svg").write_bytes(figure.svg)
-            (out / "figures" / f"{name}.pdf").write_bytes(figure.pdf)
         alone = settings.settings([settings.Case("", evidence, {})])
         made = [table for table in tables.tables(alone, []) if table.name != "cells"]
-        (out / "tables").mkdir()
-        for table in made:
-            (out / "tables" / f"{table.name}.tex").write_text(latex.table(table), encoding="utf-8")
-            (out / "tables" / f"{table.name}.csv").write_text(spreadsheet.table(table), encoding="utf-8")
+        files.write(out, made, drawn)
         (out / "report.md").write_text(page.as_markdown(found, evidence, drawn, made), encoding="utf-8")
         (out / "report.html").write_text(page.render(found, evidence, drawn, made), encoding="utf-8")
         (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
