@@ -10,9 +10,11 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +114,7 @@ def _ending(code: int) -> str:
 
 def _rank(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], ranks: int, port: int, said: Any) -> None:
     """One process: tell Lightning where it stands, run, hand an error over."""
+    threading.Thread(target=_end_with_starter, daemon=True).start()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0",
                       WORLD_SIZE=str(ranks), RANK=str(rank), TORCHELASTIC_USE_AGENT_STORE="True")
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
@@ -134,6 +137,18 @@ def _rank(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], ra
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _end_with_starter() -> None:
+    """End this process when the one that started it is gone: it would write into the folder of the training that takes over.
+
+    At once: what PyTorch does then (SIGINT) is ignored where the starter ignored it, as jobs in the background do, and
+    leaves a rank waiting for a peer that has ended first.
+    """
+    starter = parent_process()
+    if starter is not None:
+        starter.join()
+        os._exit(1)
 
 
 def chosen(compute: ComputeConfig) -> Strategy:

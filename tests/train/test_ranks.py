@@ -407,15 +407,27 @@ def lasting(world: World, model_folder: Path, out: Path) -> None:
         lambda record: (out / "step").write_text(str(record["step"])), world=world)
 
 
+def hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell does for a job in the background
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda s: s.name)
-def test_no_rank_outlives_the_process_that_started_it(published: Path, tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(("how", "prepare"), [
+    pytest.param(signal.SIGKILL, hear_interrupts, id="killed"),
+    pytest.param(signal.SIGKILL, ignore_interrupts, id="killed in the background"),
+    pytest.param(signal.SIGINT, hear_interrupts, id="interrupted")])
+def test_no_rank_outlives_the_process_that_started_it(published: Path, tmp_path: Path, how: signal.Signals,
+                                                      prepare: Callable[[], None]) -> None:
     """Else it would write into the folder of the training that takes over."""
     script = tmp_path / "launcher.py"
     script.write_text(LAUNCHER)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     launcher = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parent), str(published), str(tmp_path)],
-                                env=env, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
+                                env=env, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "step").exists():
@@ -434,10 +446,6 @@ def test_no_rank_outlives_the_process_that_started_it(published: Path, tmp_path:
     finally:
         launcher.kill()
         launcher.wait()
-
-
-def hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background ignores it
 
 
 # --- who is who
