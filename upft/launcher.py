@@ -222,7 +222,8 @@ def _submit(group: Group, records: Records, compute: ComputeConfig, settings: Sl
         more["hold"] = True
     executor.update_parameters(**{name: value for name, value in known.items() if value is not None},
                                additional_parameters=more)
-    work = [Attempt(str(records.store.root), stage.key, str(machine), compute.retries) for stage in group.stages]
+    work = [Attempt(str(records.store.root), stage.key, str(machine), compute.retries,
+                    max(settings.signal_s - 15, settings.signal_s / 2)) for stage in group.stages]
     try:
         jobs = executor.submit_array(work)
     except (FailedJobError, FailedSubmissionError) as error:

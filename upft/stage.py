@@ -1,7 +1,8 @@
 """`python -m upft.stage STORE KEY [--machine FILE]`: one stage of a submitted sweep, by its key.
 
 Top floor, thin. The stage and those it needs are read from STORE/.jobs/stages, the machine's settings from FILE. It ends with
-status 2 where a person has to mend something, so that nobody tries again by itself. Started by SLURM as several tasks
+status 2 where a person has to mend something, so that nobody tries again by itself, and with 75 where it was told to stop
+and goes on when it is started again. Started by SLURM as several tasks
 it is one rank of a training: the first one works with the store, the others only help it.
 """
 
@@ -16,8 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upft import door
-from upft.errors import ConfigError, DataError, GradeError, ModelError, TrainError
+from upft import door, notice
+from upft.errors import ConfigError, DataError, GradeError, ModelError, Stopped, TrainError
 
 if TYPE_CHECKING:
     from upft.plan import Stage
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         except MEND as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(TO_MEND)
+        except Stopped as error:
+            print(error.what, file=sys.stderr, flush=True)
+            os._exit(notice.STOPPED)  # see `ranks`: gloo's threads may abort an orderly end
 
 
 def run(root: Path, key: str, machine_file: Path | None) -> None:
@@ -59,6 +63,8 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
     store = Store(root)
     records = Records(store)
     stage = records.stage(key)
+    if stage.name == "train":
+        notice.heed()
     record = records.record(key)
     if machine_file is None:
         if record is None:

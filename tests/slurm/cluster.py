@@ -70,7 +70,11 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory=64000 Gres=gpu:{gpus} \
 State=UNKNOWN
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1
+PartitionName=grace Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=9 PreemptMode=OFF
 """
 
 
