@@ -90,4 +90,5 @@ def _rebuilt(case: Case) -> str:
         method += "_label_filter"
     prefix = [] if r["prefix_len"] is None else [f"prefix.len={r['prefix_len']}", f"prefix.ratio={r['ratio']:g}"]
     return " ".join(["python run.py", f"model={r['model']}", f"data={r['data']}", f"method={method}", *prefix,
-                     f"seed={r['seed']}", " # and what else its specs below say"])
+                     f"seed={r['seed']}", *([f"train.seed={r['train_seed']}"] if "train_seed" in r else []),
+                     " # and what else its specs below say"])

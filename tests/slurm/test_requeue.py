@@ -108,10 +108,13 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
             for other in ("diagnose", "evaluate", "build", "train", "report"):
                 while number := case.job(other)[0]:
                     cluster.ask("scancel", number)
-        case.desk.until(case.freeze, 120, f"{name} did not begin")
 
     with ThreadPoolExecutor(len(made)) as pool:
-        list(pool.map(begin, made))
+        begun = [pool.submit(begin, name) for name in made]
+        case = made["killed"]
+        case.desk.until(lambda: all([one.freeze() for one in made.values()]), 240, "they did not begin")
+        for one in begun:
+            one.result()
     yield made
     for case in made.values():
         if case.frozen and Path(f"/proc/{case.frozen}").exists():

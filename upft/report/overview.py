@@ -6,7 +6,7 @@ Chooses what to show and in which order; the templates say how it looks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -48,9 +48,15 @@ def title(settings: Sequence[Setting]) -> str:
 def under(settings: Sequence[Setting], cases: Sequence[Case]) -> str:
     """How many cells and settings, under which seeds."""
     seeds = sorted({seed for one in settings for seed in one.seeds})
-    shown = ", ".join(str(seed) for seed in seeds) if len(seeds) <= 12 else f"{seeds[0]} to {seeds[-1]}"
-    return (f"{len(cases)} cell{'s' * (len(cases) != 1)}, {len(settings)} setting{'s' * (len(settings) != 1)}, "
-            f"seed{'s' * (len(seeds) != 1)} {shown}")
+    own, training = ({seed[place] for seed in seeds} for place in (0, 1))
+    told = _seeds("seed", own) if own == training else f"{_seeds('seed', own)}, {_seeds('training seed', training)}"
+    return f"{len(cases)} cell{'s' * (len(cases) != 1)}, {len(settings)} setting{'s' * (len(settings) != 1)}, {told}"
+
+
+def _seeds(name: str, found: Set[int]) -> str:
+    ordered = sorted(found)
+    shown = ", ".join(map(str, ordered)) if len(ordered) <= 12 else f"{ordered[0]} to {ordered[-1]}"
+    return f"{name}{'s' * (len(ordered) != 1)} {shown}"
 
 
 def findings(settings: Sequence[Setting]) -> list[dict[str, str]]:
@@ -129,7 +135,8 @@ def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping
                    "mean": None if base.mean is None else asdict(base.mean)} for base in s.bases(settings)],
         "settings": [{
             "model": one.model, "data": one.data, "method": one.method, "prefix_len": one.prefix_len, "ratio": one.ratio,
-            "knobs": list(one.knobs), "seeds": one.seeds, "cells": [case.key for case in one.cases], "length": one.length,
+            "knobs": list(one.knobs), "seeds": [seed for seed, _ in one.seeds],
+            "train_seeds": [seed for _, seed in one.seeds], "cells": [case.key for case in one.cases], "length": one.length,
             "tasks": {task: _found(found) for task, found in one.tasks.items()},
             "mean": None if one.mean is None else _found(one.mean), "cost": dict(one.cost), "shares": s.shares(one, settings),
             "published": {table: asdict(line) for table in ("unsupervised", "supervised")
@@ -138,6 +145,7 @@ def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping
         "cells": [{
             "key": case.key,
             **{name: case.results[name] for name in ("model", "data", "method", "prefix_len", "ratio", "seed")},
+            "train_seed": case.seeds[1],
             "accuracy": {task: {side: e[side]["accuracy"] for side in ("base", "trained")}
                          for task, e in case.results["tasks"].items()},
             "comparison": case.results["comparison"],
