@@ -112,7 +112,7 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
     with ThreadPoolExecutor(len(made)) as pool:
         begun = [pool.submit(begin, name) for name in made]
         case = made["killed"]
-        case.desk.until(lambda: all([one.freeze() for one in made.values()]), 240, "they did not begin")
+        case.desk.until(lambda: sum(one.freeze() for one in made.values()) == len(made), 240, "they did not begin")
         for one in begun:
             one.result()
     yield made
