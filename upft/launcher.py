@@ -10,9 +10,10 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,10 @@ from upft.errors import ConfigError, SlurmError, SweepError
 from upft.machine import ComputeConfig, ResourcesConfig, SlurmConfig, TrackerConfig
 from upft.plan import Stage, plan
 from upft.records import Machine, Record, Records, State, Sweep, now
+from upft.shards import CUT, Job
 from upft.sharing import covered, distinct
 from upft.store import Store, digest
-from upft.submission import ON_GPU, Cell, Group, Work, arrange
+from upft.submission import ON_GPU, Cell, Group, Work, alike, arrange, cut
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext
@@ -109,10 +111,12 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
     """Submit (or run here) what is missing of these cells."""
     records = Records(store)
     stages = distinct(cell.plan for cell in cells)
-    standings = records.standings(stages)
+    into = partial(shard_count, compute)
+    parts = [part for lot in cut(stages, into).values() for part in lot]
+    standings = records.standings([*stages, *parts])
     by = {state: {key for key, one in standings.items() if one.state is state} for state in State}
     work = arrange(cells, there=by[State.done], under_way=by[State.queued] | by[State.running],
-                   refused=set() if compute.retry else by[State.failed], shape=lambda stage: shape(stage, compute))
+                   refused=set() if compute.retry else by[State.failed], shape=lambda job: shape(job, compute), into=into)
     records.describe(stages)
     folder = records.root / "submitted" / f"{sweep.id}-{uuid.uuid4().hex[:8]}"
     machine = folder / "machine.json"
@@ -128,7 +132,7 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
         board.table(standings, jobs)
         if compute.wait:
             _wait(work, records, board)
-    standings = records.standings(work.stages)
+    standings = records.standings(work.jobs)
     lacking = [cell.name for cell in cells if standings[cell.plan.report.key].state is not State.done]
     if (compute.slurm is None or compute.wait) and lacking:
         board.failures(standings)
@@ -151,20 +155,26 @@ def page(sweep_id: str, cells: Sequence[Cell], store: Store, command: Sequence[s
     console.say(f"all {len(cells)} cells: {pipeline.shown(written)}")
 
 
-def shape(stage: Stage, compute: ComputeConfig) -> tuple[str, int]:
+def shard_count(compute: ComputeConfig, stage: Stage) -> int:
+    """Jobs that a stage's completions are drawn by."""
+    return getattr(compute.shards, stage.name) if stage.name in CUT else 1
+
+
+def shape(job: Job, compute: ComputeConfig) -> Hashable:
     """What must be equal in the jobs of one array."""
-    return stage.name, nodes(stage, compute)
+    return alike(job), nodes(job, compute)
 
 
-def nodes(stage: Stage, compute: ComputeConfig) -> int:
-    """Nodes a stage spans: only training spans several."""
-    return compute.nodes if stage.name == "train" else 1
+def nodes(job: Job, compute: ComputeConfig) -> int:
+    """Nodes a job spans: only training spans several."""
+    return compute.nodes if job.name == "train" else 1
 
 
-def resources(name: str, compute: ComputeConfig, settings: SlurmConfig) -> ResourcesConfig:
-    """What a stage asks for, nulls filled in."""
-    uses = name in ON_GPU
-    kind, own = settings.gpu if uses else settings.cpu, settings.stages.get(name, ResourcesConfig())
+def resources(name: str, compute: ComputeConfig, settings: SlurmConfig, gathers: bool = False) -> ResourcesConfig:
+    """What a stage asks for, nulls filled in. gathers: its shards have drawn all it needs, so it is one of those on CPUs."""
+    uses = name in ON_GPU and not gathers
+    kind, own = settings.gpu if uses else settings.cpu, ResourcesConfig() if gathers else settings.stages.get(
+        name, ResourcesConfig())
     found = ResourcesConfig(**{field: getattr(kind, field) if getattr(own, field) is None else getattr(own, field)
                                for field in ("partition", "gpus", "cpus", "mem_gb", "minutes")})
     if uses and found.gpus is None:
@@ -184,16 +194,18 @@ def submit(work: Work, records: Records, compute: ComputeConfig, settings: Slurm
     records.forget(work.todo)
     try:
         for group in work.groups:
-            ids = _submit(group, records, compute, settings, machine, held=any(work.after[s.key] for s in group.stages))
-            made |= {stage.key: job for stage, (job, _) in zip(group.stages, ids, strict=True)}
+            waits = any(work.after[one.key] or work.behind[one.key] for one in group.jobs)
+            ids = _submit(group, records, compute, settings, machine, held=waits)
+            made |= {one.key: job for one, (job, _) in zip(group.jobs, ids, strict=True)}
             heads.append(ids[0][0].partition("_")[0])
-            for stage, (job, log) in zip(group.stages, ids, strict=True):
-                records.keep(Record(stage.key, job, _name(group, machine), log))
+            for one, (job, log) in zip(group.jobs, ids, strict=True):
+                records.keep(Record(one.key, job, _name(group, machine), log))
         every = {**jobs, **made}
-        after = {job: [every[needed] for needed in work.after[key]] for key, job in made.items()}
-        held = {job.partition("_")[0] for job, needed in after.items() if needed}
+        after, behind = ({job: [every[needed] for needed in waits[key]] for key, job in made.items()}
+                         for waits in (work.after, work.behind))
+        held = {job.partition("_")[0] for job in made.values() if after[job] or behind[job]}
         if held:
-            slurm.depend(after, [head for head in heads if head in held])
+            slurm.depend(after, behind, [head for head in heads if head in held])
     except BaseException:
         with suppress(SlurmError):
             slurm.cancel(heads)
@@ -203,12 +215,12 @@ def submit(work: Work, records: Records, compute: ComputeConfig, settings: Slurm
 
 def _submit(group: Group, records: Records, compute: ComputeConfig, settings: SlurmConfig, machine: Path,
             held: bool) -> list[tuple[str, str]]:
-    """(job, log) of each stage of a group."""
+    """(job, log) of each of a group."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    asked = resources(group.name, compute, settings)
-    count = nodes(group.stages[0], compute)
+    asked = resources(group.stage, compute, settings, group.gathers)
+    count = nodes(group.jobs[0], compute)
     tasks = compute.devices if group.name == "train" and count * compute.devices > 1 and count > 1 else 1
     executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues)
     known: dict[str, Any] = {
@@ -222,7 +234,7 @@ def _submit(group: Group, records: Records, compute: ComputeConfig, settings: Sl
         more["hold"] = True
     executor.update_parameters(**{name: value for name, value in known.items() if value is not None},
                                additional_parameters=more)
-    work = [Attempt(str(records.store.root), stage.key, str(machine), compute.retries) for stage in group.stages]
+    work = [Attempt(str(records.store.root), one.key, str(machine), compute.retries) for one in group.jobs]
     try:
         jobs = executor.submit_array(work)
     except (FailedJobError, FailedSubmissionError) as error:
@@ -239,7 +251,7 @@ def _name(group: Group, machine: Path) -> str:
 def _wait(work: Work, records: Records, board: Board) -> None:
     """Until no job of these is left."""
     while True:
-        standings = records.standings(work.stages)
+        standings = records.standings(work.jobs)
         board.progress(standings)
         if not any(one.state in (State.queued, State.running) for one in standings.values()):
             return

@@ -1,4 +1,4 @@
-"""`python -m upft.stage STORE KEY [--machine FILE]`: one stage of a submitted sweep, by its key.
+"""`python -m upft.stage STORE KEY [--machine FILE]`: one stage of a submitted sweep, or a share of one, by its key.
 
 Top floor, thin. The stage and those it needs are read from STORE/.jobs/stages, the machine's settings from FILE. It ends with
 status 2 where a person has to mend something, so that nobody tries again by itself. Started by SLURM as several tasks
@@ -54,11 +54,12 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
     from upft import pipeline, ranks
     from upft.console import Console
     from upft.records import Records, read_machine
+    from upft.shards import whole
     from upft.store import Store
 
     store = Store(root)
     records = Records(store)
-    stage = records.stage(key)
+    job = records.job(key)
     record = records.record(key)
     if machine_file is None:
         if record is None:
@@ -66,14 +67,14 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
         machine_file = Path(record.log).parent / "machine.json"
     machine = read_machine(machine_file)
     store.prepare()
-    tasks = ranks.planned(machine.compute) if stage.name == "train" else 1
+    tasks = ranks.planned(machine.compute) if job.name == "train" else 1
     if tasks > 1 and os.environ.get("SLURM_NTASKS") == str(tasks):
         _join()
         if os.environ["SLURM_PROCID"] != "0":
-            help_first(stage, store, machine)
+            help_first(whole(job), store, machine)
             return
         _token(store, key).parent.mkdir(parents=True, exist_ok=True)
-    pipeline.alone(stage, store, machine.compute, machine.tracker, Console(machine.console),
+    pipeline.alone(job, store, machine.compute, machine.tracker, Console(machine.console),
                    on_begin=lambda: _token(store, key).touch() if tasks > 1 else None)
 
 

@@ -34,9 +34,10 @@ def contents(store: Path) -> dict[str, bytes]:
 def test_side_by_side_is_the_serial_run(tmp_path):
     cells = ["prefix.len=4,8", "sample.max_tokens=8"]
     assert run(tmp_path / "serial", *cells).returncode == 0
-    out = run(tmp_path / "both", *cells, "compute.parallel=2")
+    out = run(tmp_path / "both", *cells, "compute.parallel=2", "compute.shards.sample=3", "compute.shards.evaluate=2")
     assert out.returncode == 0, out.stderr
-    assert "2 cells, 11 distinct stages, 0 in the store" in out.stdout
+    assert "2 cells, 11 distinct stages, 0 in the store, 0 under way, 11 to be made by 20 jobs" in out.stdout
+    assert "were drawn by 3 shards" in "".join(log.read_text() for log in (tmp_path / "both").glob(".jobs/submitted/*/*.log"))
     assert contents(tmp_path / "both") == contents(tmp_path / "serial")
     times = [json.loads(p.read_text()) for p in (tmp_path / "both").glob("train/*/provenance.json")]
     assert max(t["started"] for t in times) < min(t["finished"] for t in times), "the trainings were not side by side"
