@@ -9,13 +9,14 @@ import shlex
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from upft.console import Console
+from upft.plan import Stage
 from upft.records import Standing, State, Sweep
 from upft.shards import Job, Shard, whole
 from upft.sharing import covered, distinct
@@ -105,12 +106,13 @@ class Board:
         tell_failures(self.console, self.cells, standings, self.work.jobs)
 
 
-def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
-    """What a sweep would come to: distinct stages by name, which are there, and bounds on what the missing ones cost."""
+def show_plan(cells: Sequence[Cell], store: Store, console: Console, into: Callable[[Stage], int]) -> None:
+    """What a sweep would come to: distinct stages by name, which are there, by how many jobs the missing ones would be made
+    (into: see `arrange`), and bounds on what they cost."""
     stages = distinct(cell.plan for cell in cells)
     there = {stage.key for stage in stages if store.path(stage.name, stage.key).is_dir()}
-    work, held = arrange(cells, there), covered(stages)
-    costed = len(work.todo) <= MOST_COSTED
+    work, held = arrange(cells, there, into=into), covered(stages)
+    costed, jobs = len(work.missing) <= MOST_COSTED, Counter(whole(job).name for job in work.jobs if job.key in work.todo)
     costs: dict[str, tuple[int, int, float]] = {}
     if costed:
         from upft import preview
@@ -129,8 +131,7 @@ def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
         keys = [stage.key for stage in stages if stage.name == name]
         sums = [sum(costs[key][i] for key in keys if key in costs) for i in range(3)]
         total = [a + b for a, b in zip(total, sums, strict=True)]
-        table.add_row(name, str(len(keys)), str(sum(key in there for key in keys)), str(sum(key in work.todo for key in keys)),
-                      *_costs(sums))
+        table.add_row(name, str(len(keys)), str(sum(key in there for key in keys)), str(jobs[name]), *_costs(sums))
     table.add_row("together", str(len(stages)), str(len(there)), str(len(work.todo)), *_costs(total))
     console.say(f"{len(cells)} cells")
     console.say(table)

@@ -72,7 +72,7 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     """Run or submit planned cells. Raises SweepError where cells failed and somebody waited for them."""
     first = configs[0]
     if first.plan and len(cells) > 1:
-        show_plan(cells, Store(first.run.store), console)
+        show_plan(cells, Store(first.run.store), console, partial(shard_count, first.compute))
         return
     sweep_id = digest(sorted(cell.plan.report.key for cell in cells))[:8]
     configs = [one if one.tracker.group is not None else
@@ -156,8 +156,9 @@ def page(sweep_id: str, cells: Sequence[Cell], store: Store, command: Sequence[s
 
 
 def shard_count(compute: ComputeConfig, stage: Stage) -> int:
-    """Jobs that a stage's completions are drawn by."""
-    return getattr(compute.shards, stage.name) if stage.name in CUT else 1
+    """Jobs that a stage's completions are drawn by: one where there are no jobs."""
+    jobs = compute.slurm is not None or compute.parallel > 1
+    return getattr(compute.shards, stage.name) if jobs and stage.name in CUT else 1
 
 
 def shape(job: Job, compute: ComputeConfig) -> Hashable:

@@ -56,9 +56,9 @@ class SlurmConfig:
     """How jobs are put to SLURM."""
 
     gpu: ResourcesConfig = MISSING
-    """Stages that use a GPU: sample, train, evaluate, judge."""
+    """Stages that use a GPU: sample, train, evaluate, judge, reference, verify, branch, kl."""
     cpu: ResourcesConfig = MISSING
-    """All others: diagnose, build, report."""
+    """All others, and what puts shards together."""
     stages: dict[str, ResourcesConfig] = field(default_factory=dict)
     """What a stage asks for instead, by its name, such as compute.slurm.stages.train.minutes=2880."""
     array: int = 16
