@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from rich.markup import escape
+
 from upft import export, mirror
 from upft.config import Config
 from upft.console import Console
@@ -198,4 +200,5 @@ def _run(stage: Stage, inputs: Mapping[str, Path], out: Path, host: object) -> N
 
 
 def _tell(console: Console, stage: Stage, built: bool, seconds: float = 0.0) -> None:
-    console.say(f"  {MARK[built]} {stage.label:<28} {stage.name}/{stage.key}" + (f"  {seconds:.1f} s" if built else ""))
+    console.say(f"  {MARK[built]} {escape(f'{stage.label:<28}')} {stage.name}/{stage.key}"
+                + (f"  {seconds:.1f} s" if built else ""), markup=True)
