@@ -26,9 +26,9 @@ Graded = list[tuple["Completion", "Verdict"]]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit status: 0 done, 1 the file cannot be graded, 2 wrong options."""
+    """Read the file, grade, print. Exits with status 2 where that cannot be done."""
     options = parser().parse_args(arguments)
-    with one_message():
+    with one_message(status=2):
         run(options)
 
 
