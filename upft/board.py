@@ -59,7 +59,7 @@ class Board:
             table.add_column(column, no_wrap=True, justify="right" if column == "cells" else "left")
         if len(rows) <= MOST_ROWS:
             for label, key, cells, job, after, word in rows:
-                table.add_row(label, key, str(cells), job, _short(after), word)
+                table.add_row(escape(label), key, str(cells), job, _short(after), word)
         else:
             lots: dict[tuple[str, str], list[tuple[str, list[str]]]] = {}
             for (_, _, _, job, after, word), one in zip(rows, shown, strict=True):
@@ -67,7 +67,7 @@ class Board:
             for (name, word), lot in lots.items():
                 table.add_row(f"{name} x{len(lot)}", "", "", _short(_heads(job for job, _ in lot if job)),
                               _short(_heads(one for _, after in lot for one in after)), word)
-        self.console.say(table)
+        self.console.say(table, markup=True)
         self.console.say(f"python -m upft.jobs list {self.sweep.id} --store {self.store}   shows how far it is")
 
     def _word(self, job: Job, before: Mapping[str, Standing]) -> str:
@@ -82,14 +82,15 @@ class Board:
     def began(self, job: Job) -> None:
         """A job has started here."""
         with self._lock:
-            self.console.say(f"  [green]began[/]  {job.label:<32} {job.name}/{job.key}")
+            self.console.say(f"  [green]began[/]  {escape(f'{job.label:<32}')} {job.name}/{job.key}", markup=True)
 
     def ended(self, job: Job, done: bool) -> None:
         """And is over."""
         with self._lock:
             self._done += 1
             word = "[green]done[/]  " if done else "[red]failed[/]"
-            self.console.say(f"  {word} {job.label:<32} {job.name}/{job.key}  {self._done}/{len(self.work.todo)}")
+            self.console.say(f"  {word} {escape(f'{job.label:<32}')} {job.name}/{job.key}  "
+                             f"{self._done}/{len(self.work.todo)}", markup=True)
 
     def progress(self, standings: Mapping[str, Standing]) -> None:
         """A line, where it differs from the last one."""
@@ -160,9 +161,10 @@ def tell_failures(console: Console, cells: Sequence[Cell], standings: Mapping[st
             continue
         needed = [cell.name for cell in cells if any(other.key == whole(job).key for other in cell.plan.stages)]
         console.say(f"[red]failed[/] {escape(job.label)} {job.name}/{job.key}: {escape(one.reason)}; needed by "
-                    f"{len(needed)} of {len(cells)} cells: {escape('; '.join(needed[:3]))}{' ...' if len(needed) > 3 else ''}")
+                    f"{len(needed)} of {len(cells)} cells: {escape('; '.join(needed[:3]))}{' ...' if len(needed) > 3 else ''}",
+                    markup=True)
         for line in tail(Path(one.record.log), LAST_LINES):
-            console.say(f"    {escape(line)}")
+            console.say(f"    {line}")
         console.say(f"  log {one.record.log}")
         console.say(f"  again: {repeat(one.record.log, job.key)}")
 

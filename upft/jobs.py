@@ -92,8 +92,8 @@ def show(records: Records, sweep: Sweep, console: Console) -> None:
         one = standings[job.key]
         table.add_row(escape(job.label), job.key, one.record.job if one.record else "",
                       f"[{COLOUR[one.state]}]{one.state.value}[/]", escape(one.reason))
-    console.say(f"\nsweep {sweep.id}, from {sweep.folder}: {escape(shlex.join(sweep.command))}")
-    console.say(table)
+    console.say(f"\nsweep {sweep.id}, from {sweep.folder}: {shlex.join(sweep.command)}")
+    console.say(table, markup=True)
     tell_failures(console, cells, standings, jobs)
 
 

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from upft import export, mirror, shards
 from upft.config import Config
 from upft.console import Console
@@ -232,4 +234,5 @@ def _run(stage: Stage, inputs: Mapping[str, Path], out: Path, host: object) -> N
 
 
 def _tell(console: Console, stage: Job, built: bool, seconds: float = 0.0) -> None:
-    console.say(f"  {MARK[built]} {stage.label:<28} {stage.name}/{stage.key}" + (f"  {seconds:.1f} s" if built else ""))
+    console.say(f"  {MARK[built]} {escape(f'{stage.label:<28}')} {stage.name}/{stage.key}"
+                + (f"  {seconds:.1f} s" if built else ""), markup=True)

@@ -15,12 +15,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from upft import blueprint, slurm
+from upft import blueprint, redaction, slurm
 from upft.choices import Style
 from upft.errors import StoreError
 from upft.machine import ComputeConfig, TrackerConfig
@@ -141,8 +141,8 @@ class Records:
         return self._load(f"attempts/{key}.json", Note)
 
     def keep_sweep(self, sweep: Sweep) -> None:
-        """A sweep under its id."""
-        self._save(f"sweeps/{sweep.id}.json", sweep)
+        """A sweep under its id; its command without secrets."""
+        self._save(f"sweeps/{sweep.id}.json", replace(sweep, command=redaction.command(sweep.command)))
 
     def keep_machine(self, path: Path, machine: Machine) -> None:
         """The settings of a submission."""

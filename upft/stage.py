@@ -11,22 +11,18 @@ import argparse
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upft import door
-from upft.errors import ConfigError, DataError, GradeError, ModelError, TrainError
+from upft.errors import ConfigError, TrainError
 
 if TYPE_CHECKING:
     from upft.plan import Stage
     from upft.records import Machine
     from upft.store import Store
 
-MEND = (ConfigError, DataError, ModelError, GradeError)
-"""Errors that another try cannot help."""
-TO_MEND = 2
 FIRST_RANK_S = 1800
 """How long a rank waits for the first one to begin."""
 
@@ -42,11 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM tells every process of the job; submitit, above, sees to it
     with door.one_message():
-        try:
-            run(given.store, given.key, given.machine)
-        except MEND as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(TO_MEND)
+        run(given.store, given.key, given.machine)
 
 
 def run(root: Path, key: str, machine_file: Path | None) -> None:

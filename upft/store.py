@@ -32,7 +32,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from upft import slurm
+from upft import redaction, slurm
 from upft.errors import StoreError
 
 MANIFEST = "manifest.json"
@@ -304,12 +304,12 @@ def provenance(started: float) -> dict[str, Any]:
 
 
 def command() -> str:
-    """What was typed, as near as the process knows: `python run.py ...`, `python -m upft.stage ...`."""
+    """What was typed, as near as the process knows, but for secrets: `python run.py ...`, `python -m upft.stage ...`."""
     program = Path(sys.argv[0] if sys.argv else "")
     package = program.parent.name
     module = f"{package}.{program.stem}".removesuffix(".__main__")
     head = ["-m", module] if package.split(".")[0] == "upft" and program.suffix == ".py" else [program.name]
-    return shlex.join(["python", *head, *sys.argv[1:]])
+    return shlex.join(["python", *head, *redaction.command(sys.argv[1:])])
 
 
 def _git_commit() -> str | None:
