@@ -81,13 +81,18 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     if not first.plan:
         for config, cell in zip(configs, cells, strict=True):
             mirror.remember(Store(config.run.store), config, cell.plan, cell.name if len(cells) > 1 else None, sweep_id)
+    told = Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells})
     if first.plan or (first.compute.slurm is None and first.compute.parallel == 1):
+        alike = len({config.run.store for config in configs}) == 1
+        if not first.plan and alike:  # so that its id selects its cells from the start
+            keep(told, Records(Store(first.run.store)), distinct(cell.plan for cell in cells),
+                 Machine(first.compute, first.tracker, console.style))
         held = covered(distinct(cell.plan for cell in cells))
         for config, cell in zip(configs, cells, strict=True):
             sources = {held[stage.key].key: held[stage.key] for stage in cell.plan.stages if stage.key in held}
             pipeline.main(config, console, tuple(sources.values()))
-        if not first.plan and len({config.run.store for config in configs}) == 1:
-            page(sweep_id, cells, Store(first.run.store), [sys.executable, *sys.argv], console)
+        if not first.plan and alike:
+            page(sweep_id, cells, Store(first.run.store), told.command, console)
         return
     for name in ("compute", "tracker", "run"):
         odd = next((i for i, config in enumerate(configs) if getattr(config, name) != getattr(first, name)), None)
@@ -102,8 +107,17 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     if first.run.repair:
         for stage in distinct(cell.plan for cell in cells):
             pipeline.look(stage, store, console, repair=True)
-    go(Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells}),
-       cells, store, first.compute, first.tracker, console)
+    go(told, cells, store, first.compute, first.tracker, console)
+
+
+def keep(sweep: Sweep, records: Records, stages: Sequence[Stage], machine: Machine) -> Path:
+    """Note a sweep for `python -m upft.jobs` and `.report`, before it begins. The file of its machine settings, in a folder of
+    this submission's own."""
+    records.describe(stages)
+    path = records.root / "submitted" / f"{sweep.id}-{uuid.uuid4().hex[:8]}" / "machine.json"
+    records.keep_machine(path, machine)
+    records.keep_sweep(replace(sweep, machine=str(path)))
+    return path
 
 
 def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig, tracker: TrackerConfig,
@@ -117,11 +131,7 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
     by = {state: {key for key, one in standings.items() if one.state is state} for state in State}
     work = arrange(cells, there=by[State.done], under_way=by[State.queued] | by[State.running],
                    refused=set() if compute.retry else by[State.failed], shape=lambda job: shape(job, compute), into=into)
-    records.describe(stages)
-    folder = records.root / "submitted" / f"{sweep.id}-{uuid.uuid4().hex[:8]}"
-    machine = folder / "machine.json"
-    records.keep_machine(machine, Machine(compute, tracker, console.style))
-    records.keep_sweep(replace(sweep, machine=str(machine)))
+    machine = keep(sweep, records, stages, Machine(compute, tracker, console.style))
     board = Board(console, store.root, sweep, cells, work)
     if compute.slurm is None:
         local.run(work, records, compute, machine, board)

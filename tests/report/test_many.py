@@ -215,6 +215,10 @@ def test_a_sweep_is_selected_by_its_id_and_told_by_its_command(root: Path) -> No
         {"one": every[0].name, "two": every[1].name, "missing": key("nowhere")}))
     found, command = shelf.choose(["ab12"], root / "store")
     assert (found, command) == (every[:2], "python run.py -m prefix.len=8,32")
+    page = root / "store" / "sweeps" / "ab12cd34"
+    page.mkdir(parents=True)
+    assert shelf.choose([str(page)], root / "store") == (found, command)
+    assert [one.name for one in shelf.choose([str(page)], root / "elsewhere")[0]] == [one.name for one in every[:2]]
     assert shelf.choose(["ab12", "seed=0"], root / "store")[1] is None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from upft import local
+from upft import local, shelf
 from upft.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,6 +45,16 @@ def test_side_by_side_is_the_serial_run(tmp_path):
              for side in ("serial", "both")]
     assert pages[0] == pages[1]
     assert len(pages[0]) == 1, "a sweep ends with the report on its cells, however it ran"
+    [page] = (tmp_path / "serial").glob("sweeps/*/report.html")
+    for chosen in (page.parent.name, page.parent.name[:6], str(page.parent)):
+        found, command = shelf.choose([chosen], tmp_path / "serial")
+        assert len(found) == 2, "a serial sweep's id selects its cells, as any other's"
+        assert command is not None
+        assert command.startswith(f"python {ROOT / 'run.py'} -m prefix.len=4,8 ")
+    listed = subprocess.run([sys.executable, "-m", "upft.jobs", "--store", str(tmp_path / "serial")], capture_output=True,
+                            text=True, cwd=ROOT, timeout=60)
+    assert page.parent.name in listed.stdout
+    assert "2/2" in listed.stdout
     again = run(tmp_path / "both", *cells, "compute.parallel=2")
     assert ", 11 in the store, 0 under way, 0 to be made" in again.stdout
 
