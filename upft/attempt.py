@@ -2,15 +2,23 @@
 
 Floor 6. What SLURM starts is this, through submitit, which sends the job back to the queue when its time is up or
 others need the machine; what was on disk by then the next start goes on from. Without SLURM `upft.local` calls it.
+
+SLURM says that a job has to stop in two ways. SIGUSR2 comes some time before the time limit, on some clusters also before a
+preemption: submitit answers it with `Attempt.checkpoint` and `scontrol requeue`. SIGTERM comes when a job is preempted or
+cancelled, before SIGKILL; submitit passes it over. Here both give the stage notice (`upft.notice`): a training writes a
+checkpoint, the others have everything on disk as they go and end at once. A preempted job that has ended before SLURM ends it
+would count as failed, so it goes back to the queue by itself; SLURM does not do both.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,30 +27,78 @@ from pathlib import Path
 from typing import IO, Any
 
 import upft
+from upft import notice, slurm
 from upft.records import LOCAL, Note, Records
 from upft.store import Store
 
-TOLD = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2, -signal.SIGHUP, 130}
+TOLD = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2, -signal.SIGHUP, 130, notice.STOPPED}
 """Endings of a stage that somebody asked for: not tried again."""
 TO_MEND = 2
 GRACE_S = 5.0
+"""How long a stage may take to end when asked, and SLURM to tell the job of what it has told the stage."""
+KILLED_S = 120.0
+"""How long a job that is back in the queue waits for its end, which comes with SLURM's KillWait."""
 PAUSE_S = 2.0
+
+
+class Watch:
+    """What a job of SLURM's knows of itself while its stage runs. file: the notice it gives; told: whether SIGTERM came."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="upft-notice-"))
+        self.file, self.told, self.process = self.folder / "stop", False, 0
+
+    def give(self, *_: object) -> None:
+        """Answer to SIGTERM, in submitit's place."""
+        self.told = True
+        self.file.touch()
+
+    def stop(self, within_s: float) -> None:
+        """Let the stage end. Called from a signal's handler, while another frame may be waiting for the process."""
+        self.file.touch()
+        until = time.monotonic() + within_s
+        with suppress(ProcessLookupError, ChildProcessError):
+            if self.process:
+                os.kill(self.process, signal.SIGTERM)  # a training heeds the notice instead
+            while (self.process and time.monotonic() < until
+                   and os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None):
+                time.sleep(0.1)
+
+
+_watch: Watch | None = None
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A stage to run. machine: file of its settings; retries: how often it may break down and be tried again."""
+    """A stage to run. machine: file of its settings; retries: how often it may break down and be tried again; patience_s: how
+    long a stage that was given notice may take to end before its job goes back to the queue all the same."""
 
     store: str
     key: str
     machine: str
     retries: int
+    patience_s: float = GRACE_S
 
     def __call__(self, job: str | None = None, environment: Mapping[str, str] | None = None,
                  log: IO[str] | None = None) -> None:
         """Run it; exit with its status where it fails. job: its record's; null = SLURM's own name for it."""
         records = Records(Store(self.store))
         job = job or slurm_id()
+        if job == LOCAL:
+            self._try(records, job, environment, log)
+            return
+        global _watch
+        _watch = Watch()
+        signal.signal(signal.SIGTERM, _watch.give)
+        try:
+            self._try(records, job, {**(environment or {}), notice.VARIABLE: str(_watch.file)}, log)
+        except Exception as error:  # submitit's: the time was up once too often
+            records.note(self.key, Note("failed", job, socket.gethostname(), 1, str(error)))
+            raise
+        finally:
+            shutil.rmtree(_watch.folder, ignore_errors=True)
+
+    def _try(self, records: Records, job: str, environment: Mapping[str, str] | None, log: IO[str] | None) -> None:
         several = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and job != LOCAL
         first = not several or os.environ.get("SLURM_PROCID") == "0"
         tries = 1 if several else 1 + self.retries
@@ -55,14 +111,14 @@ class Attempt:
                 break
             print(f"the stage broke down ({_ending(status)}); trying again, {tries - number} left", file=log, flush=True)
             time.sleep(PAUSE_S)
-        if status in TOLD and job != LOCAL:
-            time.sleep(GRACE_S)  # SLURM tells this process as well, if perhaps later: submitit then sends the job back
         if first:
             if status in TOLD:  # cancelled, or about to be sent back to the queue
                 records.note(self.key, Note("stopped", job, socket.gethostname(), number, _ending(status)))
             else:
                 records.note(self.key, Note("done" if status == 0 else "failed", job, socket.gethostname(), number,
                                             "" if status == 0 else _ending(status)))
+        if status in TOLD and job != LOCAL:
+            _until_killed(job, first, status)
         if status:
             raise SystemExit(status if status > 0 else 128 - status)
 
@@ -71,7 +127,9 @@ class Attempt:
         from submitit.helpers import DelayedSubmission
 
         # What SLURM sends next reaches `scontrol requeue` too, which submitit runs now: it must outlive that.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _deaf()
+        if _watch is not None:
+            _watch.stop(self.patience_s)
         return DelayedSubmission(self)
 
     def _run(self, environment: Mapping[str, str] | None, log: IO[str] | None) -> int:
@@ -79,6 +137,8 @@ class Attempt:
         command = [sys.executable, "-u", "-m", "upft.stage", self.store, self.key, "--machine", self.machine]
         process = subprocess.Popen(command, env={**os.environ, **path(), **(environment or {})}, stdout=log,
                                    stderr=None if log is None else subprocess.STDOUT)
+        if _watch is not None:
+            _watch.process = process.pid
         try:
             return process.wait()
         finally:
@@ -93,6 +153,26 @@ def path() -> dict[str, str]:
     """PYTHONPATH with this very package in front: a job may start in another folder."""
     home, before = str(Path(upft.__file__).parent.parent), os.environ.get("PYTHONPATH", "")
     return {"PYTHONPATH": home if not before else before if home in before.split(os.pathsep) else f"{home}{os.pathsep}{before}"}
+
+
+def _until_killed(job: str, first: bool, status: int) -> None:
+    """After a stage that was told to stop: wait for this job's end, where SLURM ends it. first: whether this is the job's first
+    task, which sends it back to the queue; the others must not end before."""
+    assert _watch is not None
+    until = time.monotonic() + GRACE_S
+    while not _watch.told and time.monotonic() < until:
+        time.sleep(0.1)  # SLURM tells this process as well, if perhaps later; after SIGUSR2 submitit sends the job back
+    if first and _watch.told and slurm.preempted(job):
+        _deaf()
+        slurm.requeue(job)
+    elif first or not (_watch.told or status == notice.STOPPED):
+        return  # cancelled, or SLURM is sending it back just now, or somebody has ended the stage alone
+    time.sleep(KILLED_S)
+
+
+def _deaf() -> None:
+    """No signal of SLURM's disturbs this process or those it starts any more, but SIGKILL."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
 
 
 def slurm_id() -> str:

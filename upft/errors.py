@@ -68,6 +68,10 @@ class TrainError(UpftError):
     """Training cannot go on."""
 
 
+class Stopped(UpftError):
+    """A training was told to stop, has written a checkpoint and goes on from it when it is started again."""
+
+
 class SlurmError(UpftError):
     """SLURM refuses, or does not answer."""
 

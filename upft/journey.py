@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upft import notice
 from upft.console import Bar
 from upft.ranks import World
 
@@ -65,6 +66,7 @@ class Log:
                 checkpoint.set_random_state(own)
             self._bar.advance(self._found.step)
             self._found = None
+        notice.heed()
         self._before = self._saved = time.perf_counter()
         self._began = self._before - self.totals.seconds
 
@@ -83,6 +85,10 @@ class Log:
         """On the first rank, when the time has come."""
         return (self._folder is not None and self._every_s is not None and self._world.first
                 and time.perf_counter() - self._saved >= self._every_s)
+
+    def told(self) -> bool:
+        """On the first rank, when the job has to stop and the training keeps checkpoints."""
+        return self._folder is not None and self._every_s is not None and self._world.first and notice.given()
 
     def save(self, module: PrefixModule) -> None:
         """Write a checkpoint, on every rank."""

@@ -245,7 +245,8 @@ def _submit(group: Group, records: Records, compute: ComputeConfig, settings: Sl
         more["hold"] = True
     executor.update_parameters(**{name: value for name, value in known.items() if value is not None},
                                additional_parameters=more)
-    work = [Attempt(str(records.store.root), one.key, str(machine), compute.retries) for one in group.jobs]
+    work = [Attempt(str(records.store.root), one.key, str(machine), compute.retries,
+                    max(settings.signal_s - 15, settings.signal_s / 2)) for one in group.jobs]
     try:
         jobs = executor.submit_array(work)
     except (FailedJobError, FailedSubmissionError) as error:

@@ -12,6 +12,9 @@ from omegaconf import MISSING
 from upft.choices import Accelerator, Layout, Strategy, Style, TrackerKind
 from upft.errors import demand
 
+TICK_S = 30
+"""SLURM compares clocks and limits this often, seconds."""
+
 
 @dataclass
 class ResourcesConfig:
@@ -76,6 +79,13 @@ class SlurmConfig:
         demand(self.array >= 1, "compute.slurm.array", self.array, "use 1 or more")
         demand(self.signal_s >= 1, "compute.slurm.signal_s", self.signal_s, "use 1 second or more")
         demand(self.requeues >= 0, "compute.slurm.requeues", self.requeues, "use 0 or more")
+        own = ((f"stages.{name}", asked) for name, asked in self.stages.items())
+        for name, asked in (("gpu", self.gpu), ("cpu", self.cpu), *own):
+            minutes = asked.minutes if isinstance(asked, ResourcesConfig) else None
+            if minutes is not None:  # SLURM looks every half minute, and says it rather too early
+                demand(60 * minutes >= self.signal_s + TICK_S, f"compute.slurm.{name}.minutes", minutes,
+                       f"with compute.slurm.signal_s={self.signal_s} a job may be told of its end as soon as it begins: give "
+                       "it more minutes, or a shorter warning")
 
 
 @dataclass

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from upft import manners
 from upft.attention import RowsTensors
 from upft.choices import Reduction
-from upft.errors import TrainError
+from upft.errors import Stopped, TrainError
 from upft.loss import weighted_cross_entropy
 from upft.models import Parts
 from upft.packed import Packed
@@ -191,6 +191,9 @@ class Journey(Protocol):
     def due(self) -> bool:
         """Whether this rank wants a checkpoint now."""
 
+    def told(self) -> bool:
+        """Whether this rank was told to stop: all of them then do, after a checkpoint."""
+
     def save(self, module: PrefixModule) -> None:
         """Called on every rank when one of them is due."""
 
@@ -250,8 +253,8 @@ class PrefixModule(pl.LightningModule):
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         *parts, grad_norm = torch.stack([*losses, norm.to(losses[0])]).tolist()  # the step's one wait for the device
         broken = not all(map(math.isfinite, [*parts, grad_norm]))
-        total, bad_ranks, due_ranks, *counts = self._together([
-            0.0 if broken else math.fsum(parts), broken, self._journey.due(),
+        total, bad_ranks, due_ranks, told_ranks, *counts = self._together([
+            0.0 if broken else math.fsum(parts), broken, self._journey.due(), self._journey.told(),
             batch.tokens, batch.padding, batch.shared, batch.pairs])
         if bad_ranks:
             self._stop(batch, parts, grad_norm)
@@ -265,8 +268,11 @@ class PrefixModule(pl.LightningModule):
         self._journey.report({"step": self.done, "loss": total, "lr": lr, "grad_norm": grad_norm,
                               "rows": batch.rows, "supervised_tokens": batch.supervised, "tokens": tokens,
                               "padding_tokens": padding, "shared_tokens": shared, "pairs": pairs})
-        if due_ranks:
+        if due_ranks or told_ranks:
             self._journey.save(self)
+        if told_ranks:
+            raise Stopped(f"told to stop; a checkpoint is written after step {self.done} of {self._steps}",
+                          "the same command goes on from there; a job in a queue does so by itself")
 
     def _gathering(self, last: bool) -> AbstractContextManager[None]:
         """DDP sums gradients over ranks in the step's last backward pass only. FSDP does in each: it keeps no whole ones."""

@@ -73,8 +73,26 @@ def ended(job: str) -> bool:
         return False
     if done.returncode:
         return "Invalid job id" in done.stdout + done.stderr
-    told = dict(re.findall(r"(JobId|JobState|Restarts)=(\S+)", done.stdout))
+    own = next((line for line in done.stdout.splitlines() if line.startswith(f"JobId={number} ")), "")  # it may be an array
+    told = dict(re.findall(r"(JobState|Restarts)=(\S+)", own))
     return told.get("JobState") in OVER | WAITING or told.get("Restarts", restarts) != restarts
+
+
+def preempted(job: str) -> bool:
+    """Whether a running job was told to make room for others. job: as `squeue --array` shows it. False where SLURM does not
+    answer."""
+    try:
+        done = subprocess.run(["scontrol", "show", "job", job, "--oneliner"], capture_output=True, text=True,
+                              timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    told = dict(re.findall(r"(JobState|PreemptTime)=(\S+)", done.stdout))
+    return told.get("JobState") == "RUNNING" and told.get("PreemptTime", "None") != "None"
+
+
+def requeue(job: str) -> None:
+    """Send a job back to the queue; SLURM ends it first. job: as `squeue --array` shows it. Raises SlurmError."""
+    _run(["scontrol", "requeue", job])
 
 
 def depend(after: Mapping[str, Sequence[str]], behind: Mapping[str, Sequence[str]], release: Iterable[str]) -> None:

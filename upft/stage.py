@@ -1,7 +1,8 @@
 """`python -m upft.stage STORE KEY [--machine FILE]`: one stage of a submitted sweep, or a share of one, by its key.
 
 Top floor, thin. The stage and those it needs are read from STORE/.jobs/stages, the machine's settings from FILE. It ends with
-status 2 where a person has to mend something, so that nobody tries again by itself. Started by SLURM as several tasks
+status 2 where a person has to mend something, so that nobody tries again by itself, and with 75 where it was told to stop
+and goes on when it is started again. Started by SLURM as several tasks
 it is one rank of a training: the first one works with the store, the others only help it.
 """
 
@@ -11,12 +12,13 @@ import argparse
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upft import door
-from upft.errors import ConfigError, TrainError
+from upft import door, notice
+from upft.errors import ConfigError, Stopped, TrainError
 
 if TYPE_CHECKING:
     from upft.plan import Stage
@@ -38,7 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM tells every process of the job; submitit, above, sees to it
     with door.one_message():
-        run(given.store, given.key, given.machine)
+        try:
+            run(given.store, given.key, given.machine)
+        except Stopped as error:
+            print(error.what, file=sys.stderr, flush=True)
+            os._exit(notice.STOPPED)  # see `ranks`: gloo's threads may abort an orderly end
 
 
 def run(root: Path, key: str, machine_file: Path | None) -> None:
@@ -52,6 +58,8 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
     store = Store(root)
     records = Records(store)
     job = records.job(key)
+    if job.name == "train":
+        notice.heed()
     record = records.record(key)
     if machine_file is None:
         if record is None:

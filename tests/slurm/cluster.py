@@ -70,7 +70,11 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory=64000 Gres=gpu:{gpus} \
 State=UNKNOWN
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1
+PartitionName=grace Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=9 PreemptMode=OFF
 """
 
 
@@ -106,7 +110,7 @@ class Cluster:
     """One cluster. port: the first of three that are free."""
 
     root: Path
-    port: int = 21817
+    port: int
     cpus: int = 4
 
     @property
@@ -118,6 +122,13 @@ class Cluster:
         """Munge, the controller, two nodes; returns when both are idle. Raises ClusterError, with the logs' end."""
         if (self.root / "run" / "slurmctld.pid").exists():
             raise ClusterError(f"{self.root} has a cluster running: stop it first")
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
         self._write()
         run = self.root / "run"
         self._do("munged", f"--key-file={self.root}/etc/munge.key", f"--socket={run}/munge.socket",
@@ -135,7 +146,6 @@ class Cluster:
                 self._do("slurmd", "-N", node)
         if not _wait(20, lambda: len(set(self.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split())) == len(NODES)):
             said = "\n".join(file.read_text()[-600:] for file in sorted((self.root / "log").glob("*.log")))
-            self.stop()
             raise ClusterError(f"the nodes did not become idle:\n{said}")
 
     def stop(self) -> None:
@@ -195,6 +205,20 @@ def _wait(seconds: float, holds: Callable[[], bool]) -> bool:
     return True
 
 
+def free_ports() -> int:
+    """The first of three ports in a row that nobody listens on: another cluster may be running."""
+    for first in range(21817, 29000, 10):
+        try:
+            for port in range(first, first + 1 + len(NODES)):
+                with socket.socket() as one:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    one.bind(("", port))
+        except OSError:
+            continue
+        return first
+    raise ClusterError("no three ports in a row are free")
+
+
 def _end(file: Path) -> None:
     """End the process whose id is in a file."""
     try:
@@ -224,9 +248,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["install", "start", "stop", "status", "env"])
     parser.add_argument("--root", type=Path, default=Path("/tmp/upft-slurm"))
-    parser.add_argument("--port", type=int, default=21817)
+    parser.add_argument("--port", type=int, help="the first of three (default: free ones)")
     given = parser.parse_args()
-    cluster = Cluster(given.root.absolute(), given.port)
+    cluster = Cluster(given.root.absolute(), given.port or free_ports())
     try:
         match given.what:
             case "install":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, ClusterError, install
+from cluster import Cluster, ClusterError, free_ports, install
 from login import Desk
 
 
@@ -19,7 +20,9 @@ def cluster() -> Iterator[Cluster]:
     if not os.environ.get("UPFT_SLURM"):
         pytest.skip("UPFT_SLURM is not set: UPFT_SLURM=1 installs and starts a real SLURM for these tests (Debian, root)")
     root = Path(tempfile.mkdtemp(prefix="upft-slurm-", dir="/tmp"))  # short: the sockets' names have a limit
-    made = Cluster(root)
+    made = Cluster(root, free_ports())
+    # Asked to end, pytest goes through its fixtures' ends: nothing stays that was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         install()
         made.start()

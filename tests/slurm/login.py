@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster import Cluster
@@ -26,10 +26,12 @@ class Desk:
 
     cluster: Cluster
     store: Path
+    more: dict[str, str] = field(default_factory=dict)
+    """Of its environment."""
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, **self.cluster.environment, "PYTHONPATH": str(ROOT)}
+        return {**os.environ, **self.cluster.environment, "PYTHONPATH": str(ROOT), **self.more}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """run.py on SLURM."""

@@ -165,7 +165,7 @@ def test_a_stage_that_is_stopped_goes_on(how, desk: Desk, serial):
         desk.cluster.ask("scancel", "--signal=USR2", job)
     else:
         partial = next(desk.store.glob("train/*.partial")).name.removesuffix(".partial")
-        [pid] = [int(p.name) for p in Path("/proc").glob("[0-9]*") if p.name.isdigit() and stage_of(p, partial)]
+        [pid] = [int(p.name) for p in Path("/proc").glob("[0-9]*") if stage_of(p, str(desk.store), partial)]
         os.kill(pid, signal.SIGKILL)
     desk.empty()
     assert desk.counts()["report"] == 1
@@ -176,13 +176,13 @@ def test_a_stage_that_is_stopped_goes_on(how, desk: Desk, serial):
     assert "training goes on after step" in desk.jobs("logs", key, "--lines", "1000").stdout
 
 
-def stage_of(process: Path, key: str) -> bool:
-    """Whether a process runs this stage."""
+def stage_of(process: Path, store: str, key: str) -> bool:
+    """Whether a process runs this stage of this store."""
     try:
         words = (process / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"upft.stage" in words and key.encode() in words
+    return {b"upft.stage", store.encode(), key.encode()} <= set(words)
 
 
 def test_an_array_keeps_its_limit(desk: Desk):

@@ -1,0 +1,212 @@
+"""Back to the queue on a real SLURM: preempted by another partition's job, or told by SLURM that the time is up. A stage goes
+on from what is on disk, and its artifact and its W&B run are those of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from login import ROOT, SMALL, Desk
+from test_sweep import contents, stage_of
+
+from upft.sample_log import FILE, SampleLog
+
+sys.path.insert(0, str(ROOT / "tests"))
+from test_mirror import Told
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+LONG = ["prefix.len=8", "train.epochs=12", "seed=0"]
+STEPS = 48
+MANY = ["prefix.len=32", "data.arithmetic.questions=800", "compute.sample_batch=8", "seed=0"]
+"""A sampling of 100 batches."""
+NODE = "+compute.slurm.sbatch.nodelist="
+MINUTE = ["compute.slurm.stages.train.minutes=1", "compute.slurm.signal_s=25"]
+CASES = {
+    "killed": [*LONG, f"{NODE}n1"],
+    "grace": [*LONG, f"{NODE}n1", "compute.slurm.gpu.partition=grace"],
+    "sampling": [*MANY, f"{NODE}n1"],
+    "time": [*LONG, f"{NODE}n2", *MINUTE],
+    "once too often": [*LONG, f"{NODE}n2", *MINUTE, "compute.slurm.requeues=0"],
+}
+
+
+@dataclass
+class Case:
+    """One store and what is done to it. stage: the one that is disturbed."""
+
+    desk: Desk
+    stage: str
+    frozen: int = 0
+
+    def job(self, name: str = "") -> tuple[str, str]:
+        """(id, state) of its job of a stage; nothing where it has none in the queue."""
+        names = {path.name for path in (self.desk.store / ".jobs" / "submitted").glob("*")}
+        for line in self.desk.queue("%i|%j|%T"):
+            number, job, state = line.split("|")
+            if job.startswith(f"upft-{name or self.stage}-") and job.split("-", 2)[2] in names:
+                return number, state
+        return "", ""
+
+    def done(self) -> int:
+        """Steps of the unfinished training, or samples of the unfinished sampling."""
+        name = "metrics.jsonl" if self.stage == "train" else FILE
+        return sum(path.read_bytes().count(b"\n") for path in self.desk.store.glob(f"{self.stage}/*.partial/{name}"))
+
+    def freeze(self) -> bool:
+        """Stop its process in the middle of its work, so that no machine is too fast or too slow for what comes next."""
+        if not self.frozen and self.done() >= (3 if self.stage == "train" else 16):
+            key = next(self.desk.store.glob(f"{self.stage}/*.partial")).name.removesuffix(".partial")
+            [self.frozen] = [int(p.name) for p in Path("/proc").glob("[0-9]*") if stage_of(p, str(self.desk.store), key)]
+            os.kill(self.frozen, signal.SIGSTOP)
+        return self.frozen != 0
+
+    def log(self) -> str:
+        """Everything its stage has said."""
+        [key] = {path.name.removesuffix(".partial") for path in self.desk.store.glob(f"{self.stage}/*")}
+        return self.desk.jobs("logs", key, "--lines", "100000").stdout
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the same cell, which nobody disturbed."""
+    store = tmp_path_factory.mktemp("calm") / "store"
+    out = subprocess.run([sys.executable, str(ROOT / "run.py"), *LONG, *SMALL, f"run.store={store}"], text=True, cwd=ROOT,
+                         capture_output=True, timeout=600)
+    assert out.returncode == 0, out.stderr
+    return store
+
+
+@pytest.fixture(scope="module")
+def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
+    """All of them submitted, side by side: waiting is most of what they do. Each was stopped in the middle of its work."""
+    made: dict[str, Case] = {}
+    for name in CASES:
+        folder = tmp_path_factory.mktemp("case")
+        made[name] = Case(Desk(cluster, folder / "store", {"WANDB_DIR": str(folder), "WANDB_MODE": "offline"}),
+                          "sample" if name == "sampling" else "train")
+
+    def begin(name: str) -> None:
+        case = made[name]
+        if name != "sampling":
+            shutil.copytree(calm, case.desk.store, ignore=shutil.ignore_patterns(
+                ".locks", "report", "train", *(path.parent.name for path in calm.glob("evaluate/*/spec.json")
+                                               if json.loads(path.read_text())["inputs"])))
+        out = case.desk.run(*CASES[name], "tracker=wandb", "tracker.project=upft-test")
+        assert out.returncode == 0, out.stderr
+        if name == "sampling":  # what comes after it is not what this is about
+            for other in ("diagnose", "evaluate", "build", "train", "report"):
+                while number := case.job(other)[0]:
+                    cluster.ask("scancel", number)
+        case.desk.until(case.freeze, 120, f"{name} did not begin")
+
+    with ThreadPoolExecutor(len(made)) as pool:
+        list(pool.map(begin, made))
+    yield made
+    for case in made.values():
+        if case.frozen and Path(f"/proc/{case.frozen}").exists():
+            os.kill(case.frozen, signal.SIGCONT)
+    for number in {one.partition("_")[0] for one in case.desk.queue()}:
+        cluster.ask("scancel", number)
+
+
+@pytest.fixture(scope="module")
+def preempted(cases: dict[str, Case]) -> dict[str, set[tuple[str, int]]]:
+    """A job of a partition of higher priority takes the node of three of them. Samples in the log when it was back in the
+    queue."""
+    desk = cases["killed"].desk
+    urgent = subprocess.run(["sbatch", "--parsable", "--partition=urgent", "--nodelist=n1", "--exclusive", "--output=/dev/null",
+                             "--wrap=sleep 2"], capture_output=True, text=True, check=True, env=desk.environment).stdout.strip()
+    found = {}
+    for name in ("killed", "grace", "sampling"):
+        desk.until(lambda case=cases[name]: case.job()[1] == "PENDING", 60, f"{name} was not preempted")
+        found[name] = drawn(cases[name].desk.store)
+    desk.until(lambda: not desk.cluster.ask("squeue", "-h", "-j", urgent), 60, "the urgent job did not end")
+    return found
+
+
+def drawn(store: Path) -> set[tuple[str, int]]:
+    """(question, index) of every sample in the log of an unfinished sampling; none is there twice."""
+    for path in store.glob(f"sample/*.partial/{FILE}"):
+        with SampleLog(path.parent) as log:
+            found = [(record["id"], record["index"]) for _, record in log.read()]
+        assert len(set(found)) == len(found)
+        return set(found)
+    return set()
+
+
+def end(case: Case, calm: Path) -> list[int]:
+    """Wait for the end. The store must be the undisturbed one. Steps at which the training was stopped, and went on."""
+    case.desk.until(lambda: list(case.desk.store.glob("report/*/manifest.json")), 240, "there is no report")
+    made, expected = contents(case.desk.store), contents(calm)
+    assert {name: data for name, data in made.items() if expected.get(name) != data} == {}
+    assert set(made) == set(expected)
+    lines = case.log().splitlines()
+    stopped = [int(line.split()[9]) for line in lines if line.startswith("told to stop; a checkpoint is written after step")]
+    resumed = [int(line.split()[-1]) for line in lines if "training goes on after step" in line]
+    assert stopped == resumed != []
+    [key] = [path.name for path in case.desk.store.glob("train/*")]
+    told = [Told.of(file) for file in sorted(case.desk.store.parent.glob("wandb/offline-run-*/*.wandb"))]
+    told = [one for one in told if one.run.job_type == "train"]
+    assert {one.run.run_id for one in told} == {key}, "one run, whatever the number of starts"
+    assert len(told) == len(resumed) + 2, "of each start a file, and of the finished training one"
+    points = [json.loads(line) for line in (case.desk.store / "train" / key / "metrics.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in points] == list(range(1, STEPS + 1))
+    assert [{name: point[name] for name in points[0]} for point in told[-1].points] == points
+    return stopped
+
+
+@pytest.mark.parametrize("name", ["killed", "grace"])
+def test_a_preempted_training_goes_on_from_its_checkpoint(name: str, cases: dict[str, Case], preempted: object, calm: Path):
+    """Without a grace SLURM kills after KillWait; with one, of a minute, the job ends by itself long before."""
+    [step] = end(cases[name], calm)
+    assert 3 <= step < STEPS
+
+
+def test_a_preempted_sampling_draws_nothing_twice(cases: dict[str, Case], preempted: dict[str, set[tuple[str, int]]]):
+    store, before = cases["sampling"].desk.store, preempted["sampling"]
+    assert 16 <= len(before) < 800
+    cases["sampling"].desk.until(lambda: list(store.glob("sample/*/manifest.json")), 240, "nothing was sampled")
+    [folder] = store.glob("sample/*")
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len({(row["id"], row["index"]) for row in rows}) == len(rows) == 800
+    assert before <= {(row["id"], row["index"]) for row in rows}
+    assert json.loads((folder / "samples.json").read_text())["reused_after_interruption"] == len(before)
+
+
+def told_of_time(case: Case) -> Callable[[], bool]:
+    """Whether SLURM has said that its time is up; it then may go on."""
+    def look() -> bool:
+        if "is timed-out" not in case.log():
+            return False
+        os.kill(case.frozen, signal.SIGCONT)
+        return True
+
+    return look
+
+
+def test_a_training_whose_time_is_up_goes_on(cases: dict[str, Case], calm: Path):
+    case = cases["time"]
+    case.desk.until(told_of_time(case), 70, "nobody said that the time was up")
+    case.desk.until(lambda: case.job()[1] == "PENDING", 30, "it was not requeued")
+    case.desk.cluster.ask("scontrol", "update", f"jobid={case.job()[0]}", "timelimit=60")  # or a slow machine needs many starts
+    assert len(end(case, calm)) == 1
+
+
+def test_a_job_whose_time_is_up_once_too_often_has_failed(cases: dict[str, Case]):
+    case = cases["once too often"]
+    case.desk.until(told_of_time(case), 70, "nobody said that the time was up")
+    case.desk.until(lambda: not case.job()[0] and not case.job("report")[0], 60, "it goes on")
+    listed = case.desk.jobs("list").stdout
+    assert "timed-out too many times" in listed
+    assert "needed by 1 of 1 cells" in listed
