@@ -62,6 +62,11 @@ def bad(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
     good = json.dumps({"question": "Ana has 3 pens. She buys 4 more. How many pens does Ana have now?"})
     jsonl = ["data=jsonl"]
     return {
+        "key of another option": ([*jsonl, "data.arithmetic.questions=60"],
+                                  ["data.arithmetic.questions=60", "data=arithmetic"]),
+        "a group as a value": (["prefix=16"], ["prefix=16", "prefix.len"]),
+        "several values without -m": (["prefix.len=8,16"], ["prefix.len=8,16", "-m"]),
+        "unread": (["prefix.len=range(8"], ["prefix.len=range(8", "( and )"]),
         "unknown key": (["prefix.lenn=8"], ["prefix.lenn", "'len'"]),
         "forced unknown key": (["+prefix.foo=1"], ["prefix.foo=1", "no such key"]),
         "unknown group": (["modle=tiny"], ["modle", "'model'"]),
@@ -100,7 +105,8 @@ def test_bad_input_gets_one_message_and_no_traceback(tmp_path):
         engine = ["sample.engine=transformers", "eval.engine=transformers"]
         mine = [] if any(a.startswith("run.store") for a in arguments) else [f"run.store={store}"]
         out = run(*arguments, *mine, *(engine if name != "wrong choice" else []))
-        assert out.returncode == 1, (name, out.stdout, out.stderr)
+        broke = name == "store not writable"  # another try may help
+        assert out.returncode == (1 if broke else 2), (name, out.stdout, out.stderr)
         assert "Traceback" not in out.stderr, (name, out.stderr)
         assert out.stderr.count("error:") == 1, (name, out.stderr)
         assert "Error executing job" not in out.stderr, (name, out.stderr)
@@ -119,5 +125,5 @@ def test_traceback_on_request():
 
 def test_bad_cell_of_a_multirun_names_itself(tmp_path):
     out = run("-m", "prefix.len=8,0", "plan=true", f"run.store={tmp_path}")
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert "prefix.len=0" in out.stderr

@@ -70,7 +70,7 @@ def test_every_field_has_a_docstring():
     body = [n for name in ("config.py", "machine.py", "sources.py", "tasks.py", "method.py", "analysis.py")
             for n in ast.parse((ROOT / "upft" / name).read_text()).body]
     classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith(("Config", "Source"))]
-    assert len(classes) == 26
+    assert len(classes) == 27
     bare = []
     for cls in classes:
         for node, after in zip(cls.body, [*cls.body[1:], None], strict=True):
@@ -184,15 +184,66 @@ def test_refused_by_parse(overrides, names, parse):
     ("model=qwen_mth", ["model=qwen_mth", "'qwen_math'"]),
     ("modle=tiny", ["modle", "'model'"]),
     ("prefix.len=", ["prefix.len"]),
+    ("data.pth=x.jsonl", ["data.pth=x.jsonl: ", "in data: ", "'path'"]),
+    ("data.arithmetic.questons=5", ["data.arithmetic.questons=5: ", "in data.arithmetic: ", "'questions'"]),
+    ("data.path.foo=3", ["data.path.foo=3: ", "data.path=VALUE"]),
+    ("prefix.len.foo=3", ["prefix.len.foo=3: ", "prefix.len=VALUE"]),
+    ("prefix=16", ["prefix=16: ", "a group of keys", "prefix.len,"]),
+    ("data.arithmetic=7", ["data.arithmetic=7: ", "a group of keys", "data.arithmetic.questions,"]),
+    ("data={pth: x}", ["data.pth=x: ", "'path'"]),
+    ("eval.tasks=3", ["eval.tasks=3: ", "eval.tasks.KEY=VALUE"]),
+    ("eval.tasks.arithmetics.limit=3", ["eval.tasks.arithmetics.limit=3: ", "'arithmetic'", "+eval.tasks.arithmetics="]),
+    ("eval.tasks.arithmetic.limt=3", ["eval.tasks.arithmetic.limt=3: ", "'limit'"]),
+    ("model=[tiny,qwen_mth]", ["model=qwen_mth: ", "'qwen_math'"]),
+    ("judge=omnijudge", ["judge=omnijudge: ", "'omni_judge'"]),
+    ("seed=x", ["seed=x: ", "a whole number"]),
+    ("seed=null", ["seed=null: ", "a whole number"]),
+    ("sample.n=1.5", ["sample.n=1.5: ", "a whole number"]),
+    ("train.lr=fast", ["train.lr=fast: ", "a number"]),
+    ("plan=maybe", ["plan=maybe: ", "true or false"]),
+    ("train.precision=bf16_mix", ["train.precision=bf16_mix: ", "'bf16_mixed'"]),
+    ("=3", ["=3: ", "no key"]),
+    ("prefix.len", ["prefix.len: ", "prefix.len=VALUE"]),
+    ("prefix.len=8,", ["prefix.len=8,: ", "comma", "-m prefix.len=8"]),
+    ("prefix.len=range(8", ["prefix.len=range(8: ", "( and )"]),
+    ("train.lr=[1", ["train.lr=[1: ", "[ and ]"]),
+    ("prefix.suffix=it's", ["prefix.suffix=it's: ", "quote"]),
+    ("prefix.len=choice()", ["prefix.len=choice(): ", "empty choice"]),
+    ("prefix.len=8,16", ["prefix.len=8,16: ", "run.py -m"]),
+    ("prefix.len=range(8,16)", ["prefix.len=range(8,16): ", "run.py -m"]),
+    ("~prefix.len", ["~prefix.len: ", "another value"]),
+    ("~nope", ["~nope: ", "no such key"]),
+    ("hydra.foo=3", ["hydra.foo=3: ", "--cfg hydra"]),
 ])
 def test_refused_while_composing(override, names, compose):
-    from upft.composition import explain_composition, parse
+    from upft.composition import parse
+    from upft.refusals import explain
 
     with pytest.raises(Exception) as refusal:  # Hydra's and OmegaConf's own kinds
         parse(compose(override))
     error = refusal.value
-    message = str(error) if isinstance(error, ConfigError) else explain_composition(error)
+    message = str(error) if isinstance(error, ConfigError) else explain(error)
     assert message is not None
-    assert "remedy:" in message
+    assert message.count("remedy:") == 1
+    assert "hydra.cc" not in message
     for name in names:
         assert name in message
+
+
+def test_a_key_of_a_part_that_the_option_has_not_names_the_options_that_have_it(compose):
+    """Hydra stops at an assertion of OmegaConf's there, which names neither."""
+    from upft.refusals import explain
+
+    with pytest.raises(AssertionError) as refusal:
+        compose("data=jsonl", "data.arithmetic.questions=60")
+    assert explain(refusal.value) == ("data.arithmetic.questions=60: data.arithmetic is null here, which has no keys\n"
+                                      "  remedy: choose what has it (data=arithmetic)")
+
+
+@pytest.mark.parametrize("defect", [AssertionError("a defect"), ValueError("hydra.errors"), KeyError("override")])
+def test_a_defect_is_not_explained_away(defect):
+    from upft.refusals import explain
+
+    with pytest.raises(type(defect)) as caught:
+        raise defect
+    assert explain(caught.value) is None

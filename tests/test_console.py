@@ -6,9 +6,11 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from rich.console import Console as RichConsole
@@ -46,11 +48,11 @@ def test_json_has_an_object_a_message(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
     monkeypatch.setenv("FORCE_COLOR", "1")
     console = Console(Style.json)
-    console.say("  [green]done[/] sample \\[arithmetic]")
+    console.say("  [green]done[/] sample \\[arithmetic]", markup=True)
     console.say()
     table = Table("task", "base")
     table.add_row("gsm8k", "[red]12.5[/]")
-    console.say(table)
+    console.say(table, markup=True)
     console.warn("low on \"disk\"")
     with console.bar("train", 40, "steps") as bar:
         now[0] += 20
@@ -81,7 +83,8 @@ def test_json_has_an_object_a_message(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_colours_and_bars_on_a_terminal(style: Style, environment: dict[str, str], coloured: bool, live: bool) -> None:
     """In a process of its own, on a pseudo-terminal."""
     code = ("import sys; from upft.console import Console; from upft.choices import Style\n"
-            f"c = Console(Style.{style.name}); c.say('[green]done[/]'); c.warn('low'); sys.stdout.write(f'live={{c.live}}')")
+            f"c = Console(Style.{style.name}); c.say('[green]done[/]', markup=True); c.warn('low')\n"
+            "sys.stdout.write(f'live={c.live}')")
     ours, theirs = pty.openpty()
     known = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLORTERM")}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs,
@@ -103,9 +106,49 @@ def test_colours_and_bars_on_a_terminal(style: Style, environment: dict[str, str
 @pytest.mark.parametrize("style", [Style.auto, Style.plain, Style.quiet])
 def test_no_terminal_no_colours(style: Style, capsys: pytest.CaptureFixture) -> None:
     console = Console(style)
-    console.say("[green]done[/]")
+    console.say("[green]done[/]", markup=True)
     console.warn("low")
     said = capsys.readouterr()
     assert said.out == ("" if style is Style.quiet else "done\n")
     assert said.err == "warning: low\n"
     assert not console.live
+
+
+DATA = "[abc] \\[x] [/nowhere] [red]7[/red] :smile: [link=file:///etc] data.path=runs[1]/a.jsonl"
+"""What rich would read as markup: tags that vanish, one that closes nothing (an error), a name of an emoji."""
+
+
+@pytest.mark.parametrize("style", [Style.auto, Style.plain, Style.json])
+def test_text_from_data_is_shown_as_it_stands(style: Style, capsys: pytest.CaptureFixture) -> None:
+    console = Console(style)
+    table = Table("path", title=DATA)
+    table.add_row(DATA)
+    console.say(DATA)
+    console.warn(DATA)
+    console.say(table)
+    said = capsys.readouterr()
+    if style is Style.json:
+        line, shown = (json.loads(line)["text"] for line in said.out.splitlines())
+        warned = json.loads(said.err)["text"]
+    else:
+        line, shown = said.out.split("\n", 1)
+        warned = said.err.removeprefix("warning: ").rstrip("\n")
+    assert line == warned == DATA
+    assert shown.count(DATA) == 2, "the title and the cell"
+
+
+def test_a_bars_label_is_shown_as_it_stands() -> None:
+    out = io.StringIO()
+    rich = RichConsole(file=out, force_terminal=True, width=200, color_system=None, _environ={"TERM": "xterm"})
+    with Console(rich=rich).bar(DATA, 3, "steps") as bar:
+        bar.advance(1, note="[abc]")
+    assert f"  {DATA} " in out.getvalue()
+    assert "note [abc]" in out.getvalue()
+
+
+def test_markup_is_asked_for_wherever_it_is_written() -> None:
+    """A tag in a string that is said plainly would be shown; so every room with tags asks for them to be read."""
+    rooms = [path for path in Path(room.__file__).parent.rglob("*.py") if re.search(r"\[/\]", path.read_text())]
+    assert rooms
+    for path in rooms:
+        assert "markup=True" in path.read_text(), path

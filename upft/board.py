@@ -9,7 +9,7 @@ import shlex
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -18,6 +18,7 @@ from rich.table import Table
 from upft.console import Console
 from upft.plan import Stage
 from upft.records import Standing, State, Sweep
+from upft.shards import Job, Shard, whole
 from upft.sharing import covered, distinct
 from upft.store import Store
 from upft.submission import Cell, Work, arrange
@@ -41,55 +42,59 @@ class Board:
         self._lock, self._done, self._shown = threading.Lock(), 0, ""
         todo = len(work.todo)
         console.say(f"sweep {sweep.id}: {len(cells)} cells, {len(work.stages)} distinct stages, "
-                    f"{len(work.stages) - len(work.after)} in the store, {len(work.after) - todo - len(work.blocked)} under "
-                    f"way, {todo} to be made"
-                    + (f", {len(work.blocked)} left out behind a stage that has failed" if work.blocked else ""))
+                    f"{len(work.stages) - len(work.missing)} in the store, "
+                    f"{len(work.missing - work.todo - set(work.blocked))} under way, {len(work.missing & work.todo)} to be made"
+                    + (f" by {todo} jobs" if todo > len(work.missing & work.todo) else "")
+                    + (f", {len(work.missing & set(work.blocked))} left out behind a stage that has failed" if work.blocked
+                       else ""))
 
     def table(self, before: Mapping[str, Standing], jobs: Mapping[str, str]) -> None:
         """Stage, cells served, job, what it waits for, and whether it is a hit or was submitted."""
-        rows = [(stage.label, stage.key, self.work.served[stage.key], jobs.get(stage.key, ""),
-                 [jobs[key] for key in self.work.after.get(stage.key, ()) if key in jobs], self._word(stage, before))
-                for stage in self.work.stages]
+        shown = [job for job in self.work.jobs if not isinstance(job, Shard) or job.key in jobs]
+        rows = [(job.label, job.key, self.work.served[whole(job).key], jobs.get(job.key, ""),
+                 [jobs[key] for waits in (self.work.after, self.work.behind) for key in waits.get(job.key, ()) if key in jobs],
+                 self._word(job, before)) for job in shown]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("stage", "key", "cells", "job", "depends on", "state"):
             table.add_column(column, no_wrap=True, justify="right" if column == "cells" else "left")
         if len(rows) <= MOST_ROWS:
             for label, key, cells, job, after, word in rows:
-                table.add_row(label, key, str(cells), job, _short(after), word)
+                table.add_row(escape(label), key, str(cells), job, _short(after), word)
         else:
             lots: dict[tuple[str, str], list[tuple[str, list[str]]]] = {}
-            for (_, _, _, job, after, word), stage in zip(rows, self.work.stages, strict=True):
-                lots.setdefault((stage.name, word), []).append((job, after))
+            for (_, _, _, job, after, word), one in zip(rows, shown, strict=True):
+                lots.setdefault((one.name, word), []).append((job, after))
             for (name, word), lot in lots.items():
                 table.add_row(f"{name} x{len(lot)}", "", "", _short(_heads(job for job, _ in lot if job)),
                               _short(_heads(one for _, after in lot for one in after)), word)
-        self.console.say(table)
+        self.console.say(table, markup=True)
         self.console.say(f"python -m upft.jobs list {self.sweep.id} --store {self.store}   shows how far it is")
 
-    def _word(self, stage: Stage, before: Mapping[str, Standing]) -> str:
-        if stage.key in self.work.todo:
+    def _word(self, job: Job, before: Mapping[str, Standing]) -> str:
+        if job.key in self.work.todo:
             return "submitted"
-        if stage.key in self.work.blocked:
-            own = self.work.blocked[stage.key] == stage.key
+        if job.key in self.work.blocked:
+            own = self.work.blocked[job.key] == job.key
             return "[red]failed[/]: compute.retry=true tries again" if own else "waits for a failed stage"
-        state = before[stage.key].state
+        state = before[job.key].state
         return "[cyan]hit[/]" if state is State.done else f"{state.value} already"
 
-    def began(self, stage: Stage) -> None:
-        """A stage has started here."""
+    def began(self, job: Job) -> None:
+        """A job has started here."""
         with self._lock:
-            self.console.say(f"  [green]began[/]  {stage.label:<32} {stage.name}/{stage.key}")
+            self.console.say(f"  [green]began[/]  {escape(f'{job.label:<32}')} {job.name}/{job.key}", markup=True)
 
-    def ended(self, stage: Stage, done: bool) -> None:
+    def ended(self, job: Job, done: bool) -> None:
         """And is over."""
         with self._lock:
             self._done += 1
             word = "[green]done[/]  " if done else "[red]failed[/]"
-            self.console.say(f"  {word} {stage.label:<32} {stage.name}/{stage.key}  {self._done}/{len(self.work.todo)}")
+            self.console.say(f"  {word} {escape(f'{job.label:<32}')} {job.name}/{job.key}  "
+                             f"{self._done}/{len(self.work.todo)}", markup=True)
 
     def progress(self, standings: Mapping[str, Standing]) -> None:
         """A line, where it differs from the last one."""
-        counts = Counter(one.state for one in standings.values())
+        counts = Counter(standings[stage.key].state for stage in self.work.stages)
         reports = sum(standings[cell.plan.report.key].state is State.done for cell in self.cells)
         line = f"  {reports}/{len(self.cells)} cells done; stages: " + ", ".join(
             f"{counts[state]} {state.value}" for state in State if counts[state])
@@ -99,15 +104,16 @@ class Board:
 
     def failures(self, standings: Mapping[str, Standing]) -> None:
         """Each failed stage: why, the end of its log, the command that repeats it, the cells that need it."""
-        tell_failures(self.console, self.cells, standings, self.work.stages)
+        tell_failures(self.console, self.cells, standings, self.work.jobs)
 
 
-def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
-    """What a sweep would come to: distinct stages by name, which are there, and bounds on what the missing ones cost."""
+def show_plan(cells: Sequence[Cell], store: Store, console: Console, into: Callable[[Stage], int]) -> None:
+    """What a sweep would come to: distinct stages by name, which are there, by how many jobs the missing ones would be made
+    (into: see `arrange`), and bounds on what they cost."""
     stages = distinct(cell.plan for cell in cells)
     there = {stage.key for stage in stages if store.path(stage.name, stage.key).is_dir()}
-    work, held = arrange(cells, there), covered(stages)
-    costed = len(work.todo) <= MOST_COSTED
+    work, held = arrange(cells, there, into=into), covered(stages)
+    costed, jobs = len(work.missing) <= MOST_COSTED, Counter(whole(job).name for job in work.jobs if job.key in work.todo)
     costs: dict[str, tuple[int, int, float]] = {}
     if costed:
         from upft import preview
@@ -126,8 +132,7 @@ def show_plan(cells: Sequence[Cell], store: Store, console: Console) -> None:
         keys = [stage.key for stage in stages if stage.name == name]
         sums = [sum(costs[key][i] for key in keys if key in costs) for i in range(3)]
         total = [a + b for a, b in zip(total, sums, strict=True)]
-        table.add_row(name, str(len(keys)), str(sum(key in there for key in keys)), str(sum(key in work.todo for key in keys)),
-                      *_costs(sums))
+        table.add_row(name, str(len(keys)), str(sum(key in there for key in keys)), str(jobs[name]), *_costs(sums))
     table.add_row("together", str(len(stages)), str(len(there)), str(len(work.todo)), *_costs(total))
     console.say(f"{len(cells)} cells")
     console.say(table)
@@ -148,19 +153,20 @@ def _costs(sums: Sequence[float]) -> list[str]:
             f"{flops / EFFECTIVE_FLOPS / 3600:.2g}" if flops else ""]
 
 
-def tell_failures(console: Console, cells: Sequence[Cell], standings: Mapping[str, Standing], stages: Sequence[Stage]) -> None:
+def tell_failures(console: Console, cells: Sequence[Cell], standings: Mapping[str, Standing], jobs: Sequence[Job]) -> None:
     """See Board.failures."""
-    for stage in stages:
-        one = standings[stage.key]
+    for job in jobs:
+        one = standings[job.key]
         if one.state is not State.failed or one.record is None:
             continue
-        needed = [cell.name for cell in cells if any(other.key == stage.key for other in cell.plan.stages)]
-        console.say(f"[red]failed[/] {escape(stage.label)} {stage.name}/{stage.key}: {escape(one.reason)}; needed by "
-                    f"{len(needed)} of {len(cells)} cells: {escape('; '.join(needed[:3]))}{' ...' if len(needed) > 3 else ''}")
+        needed = [cell.name for cell in cells if any(other.key == whole(job).key for other in cell.plan.stages)]
+        console.say(f"[red]failed[/] {escape(job.label)} {job.name}/{job.key}: {escape(one.reason)}; needed by "
+                    f"{len(needed)} of {len(cells)} cells: {escape('; '.join(needed[:3]))}{' ...' if len(needed) > 3 else ''}",
+                    markup=True)
         for line in tail(Path(one.record.log), LAST_LINES):
-            console.say(f"    {escape(line)}")
+            console.say(f"    {line}")
         console.say(f"  log {one.record.log}")
-        console.say(f"  again: {repeat(one.record.log, stage.key)}")
+        console.say(f"  again: {repeat(one.record.log, job.key)}")
 
 
 def repeat(log: str, key: str) -> str:

@@ -1,12 +1,11 @@
-"""Between Hydra and the typed configuration: register the schema, parse a composed tree, read errors.
+"""Between Hydra and the typed configuration: register the schema, parse a composed tree.
 
-Floor 0: no torch. Hydra's and OmegaConf's refusals become one message with key, value and remedy.
+Floor 6: no torch. OmegaConf's refusals become one message with key, value and remedy; Hydra's are read in `refusals`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -56,7 +55,7 @@ def parse(cfg: DictConfig, known: dict[tuple[str, str], Any] | None = None) -> C
                 known[key] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
         config = Config(**{name: known[key] for name, key in seen.items()})
     except OmegaConfBaseException as error:
-        raise ConfigError(*_read_omegaconf(error)) from error
+        raise ConfigError(*read_omegaconf(error)) from error
     config.check()
     return config
 
@@ -87,7 +86,7 @@ def field_types(kind: Any) -> dict[str, Any]:
     return found
 
 
-def _read_omegaconf(error: BaseException) -> tuple[str, str]:
+def read_omegaconf(error: BaseException) -> tuple[str, str]:
     """(what, remedy) of an OmegaConf error, in the words of this project."""
     key = getattr(error, "full_key", None) or "config"
     first = str(error).strip().splitlines()[0]
@@ -96,47 +95,3 @@ def _read_omegaconf(error: BaseException) -> tuple[str, str]:
     if "is incompatible with type hint" in first or "could not be converted" in first or "Invalid value" in first:
         return f"{key}: {first}", f"give {key} a value of that type (run.py --cfg job shows the current ones)"
     return f"{key}: {first}", "run.py --help explains the groups; run.py --cfg job shows every key"
-
-
-def explain_composition(error: BaseException) -> str | None:
-    """One message for what Hydra or OmegaConf refuse while composing (before `parse`)."""
-    text = str(error)
-    cause = error.__cause__
-    unknown = re.search(r"Could not (?:override|append to config|append) '([^']+)'", text)
-    if unknown:
-        override = unknown.group(1)
-        if cause is not None and "not in" not in str(cause):
-            what, remedy = _read_omegaconf(cause)
-            return f"{what}\n  remedy: {remedy}"
-        dotted = override.lstrip("+~").split("=")[0]
-        return f"{dotted}: there is no such key\n  remedy: {_nearest_key(dotted)}"
-    option = re.search(r"(?:In '[^']*': )?Could not find '([^']+)'", text)
-    if option:
-        group, _, name = option.group(1).rpartition("/")
-        options = re.search(r"Available options in '[^']*':\n((?:\s+.+\n?)+)", text)
-        known = [line.strip() for line in options.group(1).splitlines() if line.strip()] if options else []
-        hint = nearest(name, known) if known else "run.py --help lists the groups and their options"
-        return f"{group}={name}: there is no such option\n  remedy: {hint}"
-    if isinstance(error, OmegaConfBaseException):
-        what, remedy = _read_omegaconf(error)
-        return f"{what}\n  remedy: {remedy}"
-    if cause is not None and isinstance(cause, OmegaConfBaseException):
-        what, remedy = _read_omegaconf(cause)
-        return f"{what}\n  remedy: {remedy}"
-    return f"{text.strip()}\n  remedy: run.py --help shows how overrides are written"
-
-
-def _nearest_key(dotted: str) -> str:
-    """The nearest known key to a dotted path, as a remedy."""
-    kind: Any = Config
-    walked: list[str] = []
-    for part in dotted.split("."):
-        hints = field_types(kind) if hasattr(kind, "__dataclass_fields__") else {}
-        if part not in hints:
-            return (f"in {'.'.join(walked) or 'the config'}: " + nearest(part, hints)) if hints else \
-                "run.py --cfg job shows every key"
-        walked.append(part)
-        kind = TaskConfig if hints[part] == TaskMap else hints[part]
-    return "run.py --cfg job shows every key"
-
-

@@ -3,6 +3,9 @@
 Floor 0: rich only. On a terminal bars are live; elsewhere (a log file, a cluster) a plain line appears every
 few seconds instead and colours are off, as they are where NO_COLOR is set. With run.console=json each of these is one JSON
 object a line: `time` (UTC), `level` (info, warning, progress), `text`; progress has its numbers beside it.
+
+Text is plain: brackets and colons in it (a path, a question, an override) are shown as they stand. Rich's markup is read where
+`markup=True` asks for it; what comes from data is then escaped by the caller.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from upft.choices import Style
 
@@ -33,8 +37,8 @@ class Bar:
         self._task: TaskID | None = None
         if console.live:
             self._live = Progress(
-                TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TextColumn("{task.fields[info]}"), TimeRemainingColumn(compact=True),
+                TextColumn("  {task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[info]}", markup=False), TimeRemainingColumn(compact=True),
                 console=console.rich, transient=True)
             self._live.start()
             self._task = self._live.add_task(label, total=total, info="")
@@ -94,12 +98,12 @@ class Console:
         """Whether bars can be drawn in place."""
         return self.style is Style.auto and self.rich.is_terminal and not self.rich.is_dumb_terminal
 
-    def say(self, text: object = "") -> None:
-        """One line, or any rich renderable."""
+    def say(self, text: object = "", *, markup: bool = False) -> None:
+        """One line, or any rich renderable. markup: read it in strings, those of a table's cells included."""
         if self.style is Style.json:
-            self._object(self.rich, "info", self._read(text))
+            self._object(self.rich, "info", self._read(text, markup))
         elif not self.quiet:
-            self.rich.print(text)
+            self.rich.print(text, markup=markup, emoji=False)
 
     def progress(self, text: str, numbers: dict[str, float | str | None]) -> None:
         """How far something is, where no bar can be drawn."""
@@ -112,14 +116,14 @@ class Console:
         """Something the user should know, on standard error."""
         out = _plain(stderr=True, style=self.style)
         if self.style is Style.json:
-            self._object(out, "warning", self._read(text))
+            self._object(out, "warning", text)
         else:
-            out.print(f"[yellow]warning:[/] {text}")
+            out.print(Text.assemble(("warning:", "yellow"), " ", text))
 
-    def _read(self, text: object) -> str:
+    def _read(self, text: object, markup: bool) -> str:
         """What a person would read, without markup and colours."""
         with self.rich.capture() as read:
-            self.rich.print(text)
+            self.rich.print(text, markup=markup, emoji=False)
         return "\n".join(line.rstrip() for line in read.get().splitlines()).strip()
 
     def _object(self, out: RichConsole, level: str, text: str, more: dict[str, float | str | None] | None = None) -> None:
@@ -144,5 +148,5 @@ def _plain(stderr: bool = False, style: Style = Style.auto) -> RichConsole:
     stream = sys.stderr if stderr else sys.stdout
     bare = style in (Style.plain, Style.json)
     width = None if stream.isatty() and not bare else 140
-    return RichConsole(stderr=stderr, highlight=False, soft_wrap=True, width=width, color_system=None if bare else "auto",
-                       force_terminal=False if bare else None)
+    return RichConsole(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width,
+                       color_system=None if bare else "auto", force_terminal=False if bare else None)

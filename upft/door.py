@@ -1,6 +1,8 @@
 """The door's manners: an error that a person can mend becomes one message and an exit status.
 
-Top floor; used by run.py and by every `python -m upft.X`.
+Top floor; used by run.py and by every `python -m upft.X`. Exit statuses of all of them: 0 done; 2 what was asked for cannot be
+done (an option, a key, a value, a file that cannot be used: the same command ends the same way); 1 it was begun and something
+broke down, or a defect, with its traceback; 130 stopped by Ctrl+C.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "") not in ("", "0")
 
 
 @contextmanager
-def one_message(status: int = 1) -> Iterator[None]:
-    """At the door: print one clear message for an error a person can mend and exit with `status`.
+def one_message(status: int | None = None) -> Iterator[None]:
+    """At the door: print one clear message for an error a person can mend and exit with the error's status.
+
+    status: instead of the error's, for commands that only look at what is there: nothing in them can break down.
 
     Hydra prints its own text and exits unless HYDRA_FULL_ERROR is set, so it is set here while our own
     reading of the exception takes over; a user who sets it gets the traceback.
@@ -37,7 +41,7 @@ def one_message(status: int = 1) -> Iterator[None]:
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(status)
+        sys.exit(status or (error.status if isinstance(error, UpftError) else 2))
     finally:  # not for the processes that the caller starts later
         if before is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -49,9 +53,8 @@ def explain(error: BaseException) -> str | None:
     """The message for an error a person can mend; None for a defect of ours."""
     if isinstance(error, UpftError):
         return str(error)
-    module = type(error).__module__
-    if module.startswith(("hydra.", "omegaconf.")):
-        from upft.composition import explain_composition
+    if "hydra" not in sys.modules:
+        return None
+    from upft import refusals
 
-        return explain_composition(error)
-    return None
+    return refusals.explain(error)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from upft import redaction
 from upft.choices import MethodName
 from upft.errors import DataError, StoreError
 from upft.report import curves, files, overview
@@ -36,7 +37,7 @@ def write(reports: Sequence[Path], out: Path, command: str | None = None) -> Pat
     found = settings(cases)
     ordered = [case for one in found for case in one.cases]
     made, figures = tables(found, ordered), curves.draw(found)
-    commands = [command] if command is not None else commands_of(ordered)
+    commands = [redaction.text(one) for one in ([command] if command is not None else commands_of(ordered))]
     try:
         files.write(out, made, figures)
         (out / "report.md").write_text(overview.as_markdown(found, ordered, made, figures, commands), encoding="utf-8")

@@ -9,13 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import Enum
+from typing import ClassVar
 
 
 class UpftError(Exception):
     """What went wrong, and what to do about it.
 
-    what: names the key and the value at fault. remedy: the next thing to type or change.
+    what: names the key and the value at fault. remedy: the next thing to type or change. status: what a command that ends
+    with it exits with: 2 where the same command would end so again, 1 where something broke down that had begun.
     """
+
+    status: ClassVar[int] = 1
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -31,13 +35,19 @@ class UpftError(Exception):
 class ConfigError(UpftError):
     """A key or value of the configuration is wrong."""
 
+    status = 2
+
 
 class DataError(UpftError):
     """A file of questions cannot be used."""
 
+    status = 2
+
 
 class ModelError(UpftError):
     """A model folder or hub id cannot be used."""
+
+    status = 2
 
 
 class StoreError(UpftError):
@@ -50,6 +60,8 @@ class EngineError(UpftError):
 
 class GradeError(UpftError):
     """Answers cannot be graded."""
+
+    status = 2
 
 
 class TrainError(UpftError):

@@ -26,9 +26,9 @@ Graded = list[tuple["Completion", "Verdict"]]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit status: 0 done, 1 the file cannot be graded, 2 wrong options."""
+    """Read the file, grade, print. Exits with status 2 where that cannot be done."""
     options = parser().parse_args(arguments)
-    with one_message():
+    with one_message(status=2):
         run(options)
 
 
@@ -116,7 +116,6 @@ def grade_file(options: argparse.Namespace, console: Any) -> tuple[Graded, bool]
 
 def table(path: Path, graded: Graded, opened: bool) -> Table:
     """What came out: accuracy with its interval, and what decided."""
-    from rich.markup import escape
     from rich.table import Table
 
     from upft import grading, statistics
@@ -128,7 +127,7 @@ def table(path: Path, graded: Graded, opened: bool) -> Table:
     matrix = list(by_question.values()) if len(sizes) == 1 else [[sum(r) / len(r)] for r in by_question.values()]
     estimate = statistics.accuracy(matrix)
     samples = f"{sizes.pop()}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-    shown = Table(title=escape(path.name), title_justify="left", box=None, show_header=False, pad_edge=False)
+    shown = Table(title=path.name, title_justify="left", box=None, show_header=False, pad_edge=False)
     shown.add_column()
     shown.add_column(justify="right")
     shown.add_column()
@@ -145,7 +144,7 @@ def table(path: Path, graded: Graded, opened: bool) -> Table:
     decided = {True: "right", False: "wrong"}
     ways = Counter((v.right, v.reason) for _, v in graded if v.reason in reasons)
     for (was_right, reason), count in sorted(ways.items(), key=lambda way: (not way[0][0], -way[1])):
-        shown.add_row(f"  {decided[was_right]}", f"{count:,}", escape(reason))
+        shown.add_row(f"  {decided[was_right]}", f"{count:,}", reason)
     return shown
 
 

@@ -21,6 +21,7 @@ from upft import door
 if TYPE_CHECKING:
     from upft.console import Console
     from upft.records import Records, Sweep
+    from upft.shards import Job
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,17 +83,18 @@ def show(records: Records, sweep: Sweep, console: Console) -> None:
 
     cells = records.cells(sweep)
     stages = list({stage.key: stage for cell in cells for stage in cell.plan.stages}.values())
-    standings = records.standings(stages)
+    jobs: list[Job] = [*stages, *records.shards(stages)]
+    standings = records.standings(jobs)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "key", "job", "state", ""):
         table.add_column(column, no_wrap=True)
-    for stage in stages:
-        one = standings[stage.key]
-        table.add_row(escape(stage.label), stage.key, one.record.job if one.record else "",
+    for job in jobs:
+        one = standings[job.key]
+        table.add_row(escape(job.label), job.key, one.record.job if one.record else "",
                       f"[{COLOUR[one.state]}]{one.state.value}[/]", escape(one.reason))
-    console.say(f"\nsweep {sweep.id}, from {sweep.folder}: {escape(shlex.join(sweep.command))}")
-    console.say(table)
-    tell_failures(console, cells, standings, stages)
+    console.say(f"\nsweep {sweep.id}, from {sweep.folder}: {shlex.join(sweep.command)}")
+    console.say(table, markup=True)
+    tell_failures(console, cells, standings, jobs)
 
 
 def logs(records: Records, key: str | None, lines: int) -> None:
@@ -115,7 +117,8 @@ def cancel(records: Records, sweep: Sweep, console: Console) -> None:
     others = {stage.key for other in records.sweeps() if other.id != sweep.id for cell in records.cells(other)
               for stage in cell.plan.stages}
     stages = {stage.key: stage for cell in records.cells(sweep) for stage in cell.plan.stages if stage.key not in others}
-    jobs = [one.record.job for one in records.standings(stages.values()).values()
+    made: list[Job] = [*stages.values(), *records.shards(stages.values())]
+    jobs = [one.record.job for one in records.standings(made).values()
             if one.record is not None and one.state in (State.queued, State.running)]
     if jobs:
         slurm.cancel(jobs)

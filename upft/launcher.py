@@ -10,9 +10,10 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,10 @@ from upft.errors import ConfigError, SlurmError, SweepError
 from upft.machine import ComputeConfig, ResourcesConfig, SlurmConfig, TrackerConfig
 from upft.plan import Stage, plan
 from upft.records import Machine, Record, Records, State, Sweep, now
+from upft.shards import CUT, Job
 from upft.sharing import covered, distinct
 from upft.store import Store, digest
-from upft.submission import ON_GPU, Cell, Group, Work, arrange
+from upft.submission import ON_GPU, Cell, Group, Work, alike, arrange, cut
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext
@@ -70,7 +72,7 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     """Run or submit planned cells. Raises SweepError where cells failed and somebody waited for them."""
     first = configs[0]
     if first.plan and len(cells) > 1:
-        show_plan(cells, Store(first.run.store), console)
+        show_plan(cells, Store(first.run.store), console, partial(shard_count, first.compute))
         return
     sweep_id = digest(sorted(cell.plan.report.key for cell in cells))[:8]
     configs = [one if one.tracker.group is not None else
@@ -79,13 +81,18 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     if not first.plan:
         for config, cell in zip(configs, cells, strict=True):
             mirror.remember(Store(config.run.store), config, cell.plan, cell.name if len(cells) > 1 else None, sweep_id)
+    told = Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells})
     if first.plan or (first.compute.slurm is None and first.compute.parallel == 1):
+        alike = len({config.run.store for config in configs}) == 1
+        if not first.plan and alike:  # so that its id selects its cells from the start
+            keep(told, Records(Store(first.run.store)), distinct(cell.plan for cell in cells),
+                 Machine(first.compute, first.tracker, console.style))
         held = covered(distinct(cell.plan for cell in cells))
         for config, cell in zip(configs, cells, strict=True):
             sources = {held[stage.key].key: held[stage.key] for stage in cell.plan.stages if stage.key in held}
             pipeline.main(config, console, tuple(sources.values()))
-        if not first.plan and len({config.run.store for config in configs}) == 1:
-            page(sweep_id, cells, Store(first.run.store), [sys.executable, *sys.argv], console)
+        if not first.plan and alike:
+            page(sweep_id, cells, Store(first.run.store), told.command, console)
         return
     for name in ("compute", "tracker", "run"):
         odd = next((i for i, config in enumerate(configs) if getattr(config, name) != getattr(first, name)), None)
@@ -100,8 +107,17 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
     if first.run.repair:
         for stage in distinct(cell.plan for cell in cells):
             pipeline.look(stage, store, console, repair=True)
-    go(Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells}),
-       cells, store, first.compute, first.tracker, console)
+    go(told, cells, store, first.compute, first.tracker, console)
+
+
+def keep(sweep: Sweep, records: Records, stages: Sequence[Stage], machine: Machine) -> Path:
+    """Note a sweep for `python -m upft.jobs` and `.report`, before it begins. The file of its machine settings, in a folder of
+    this submission's own."""
+    records.describe(stages)
+    path = records.root / "submitted" / f"{sweep.id}-{uuid.uuid4().hex[:8]}" / "machine.json"
+    records.keep_machine(path, machine)
+    records.keep_sweep(replace(sweep, machine=str(path)))
+    return path
 
 
 def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig, tracker: TrackerConfig,
@@ -109,15 +125,13 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
     """Submit (or run here) what is missing of these cells."""
     records = Records(store)
     stages = distinct(cell.plan for cell in cells)
-    standings = records.standings(stages)
+    into = partial(shard_count, compute)
+    parts = [part for lot in cut(stages, into).values() for part in lot]
+    standings = records.standings([*stages, *parts])
     by = {state: {key for key, one in standings.items() if one.state is state} for state in State}
     work = arrange(cells, there=by[State.done], under_way=by[State.queued] | by[State.running],
-                   refused=set() if compute.retry else by[State.failed], shape=lambda stage: shape(stage, compute))
-    records.describe(stages)
-    folder = records.root / "submitted" / f"{sweep.id}-{uuid.uuid4().hex[:8]}"
-    machine = folder / "machine.json"
-    records.keep_machine(machine, Machine(compute, tracker, console.style))
-    records.keep_sweep(replace(sweep, machine=str(machine)))
+                   refused=set() if compute.retry else by[State.failed], shape=lambda job: shape(job, compute), into=into)
+    machine = keep(sweep, records, stages, Machine(compute, tracker, console.style))
     board = Board(console, store.root, sweep, cells, work)
     if compute.slurm is None:
         local.run(work, records, compute, machine, board)
@@ -128,7 +142,7 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
         board.table(standings, jobs)
         if compute.wait:
             _wait(work, records, board)
-    standings = records.standings(work.stages)
+    standings = records.standings(work.jobs)
     lacking = [cell.name for cell in cells if standings[cell.plan.report.key].state is not State.done]
     if (compute.slurm is None or compute.wait) and lacking:
         board.failures(standings)
@@ -151,20 +165,27 @@ def page(sweep_id: str, cells: Sequence[Cell], store: Store, command: Sequence[s
     console.say(f"all {len(cells)} cells: {pipeline.shown(written)}")
 
 
-def shape(stage: Stage, compute: ComputeConfig) -> tuple[str, int]:
+def shard_count(compute: ComputeConfig, stage: Stage) -> int:
+    """Jobs that a stage's completions are drawn by: one where there are no jobs."""
+    jobs = compute.slurm is not None or compute.parallel > 1
+    return getattr(compute.shards, stage.name) if jobs and stage.name in CUT else 1
+
+
+def shape(job: Job, compute: ComputeConfig) -> Hashable:
     """What must be equal in the jobs of one array."""
-    return stage.name, nodes(stage, compute)
+    return alike(job), nodes(job, compute)
 
 
-def nodes(stage: Stage, compute: ComputeConfig) -> int:
-    """Nodes a stage spans: only training spans several."""
-    return compute.nodes if stage.name == "train" else 1
+def nodes(job: Job, compute: ComputeConfig) -> int:
+    """Nodes a job spans: only training spans several."""
+    return compute.nodes if job.name == "train" else 1
 
 
-def resources(name: str, compute: ComputeConfig, settings: SlurmConfig) -> ResourcesConfig:
-    """What a stage asks for, nulls filled in."""
-    uses = name in ON_GPU
-    kind, own = settings.gpu if uses else settings.cpu, settings.stages.get(name, ResourcesConfig())
+def resources(name: str, compute: ComputeConfig, settings: SlurmConfig, gathers: bool = False) -> ResourcesConfig:
+    """What a stage asks for, nulls filled in. gathers: its shards have drawn all it needs, so it is one of those on CPUs."""
+    uses = name in ON_GPU and not gathers
+    kind, own = settings.gpu if uses else settings.cpu, ResourcesConfig() if gathers else settings.stages.get(
+        name, ResourcesConfig())
     found = ResourcesConfig(**{field: getattr(kind, field) if getattr(own, field) is None else getattr(own, field)
                                for field in ("partition", "gpus", "cpus", "mem_gb", "minutes")})
     if uses and found.gpus is None:
@@ -184,16 +205,18 @@ def submit(work: Work, records: Records, compute: ComputeConfig, settings: Slurm
     records.forget(work.todo)
     try:
         for group in work.groups:
-            ids = _submit(group, records, compute, settings, machine, held=any(work.after[s.key] for s in group.stages))
-            made |= {stage.key: job for stage, (job, _) in zip(group.stages, ids, strict=True)}
+            waits = any(work.after[one.key] or work.behind[one.key] for one in group.jobs)
+            ids = _submit(group, records, compute, settings, machine, held=waits)
+            made |= {one.key: job for one, (job, _) in zip(group.jobs, ids, strict=True)}
             heads.append(ids[0][0].partition("_")[0])
-            for stage, (job, log) in zip(group.stages, ids, strict=True):
-                records.keep(Record(stage.key, job, _name(group, machine), log))
+            for one, (job, log) in zip(group.jobs, ids, strict=True):
+                records.keep(Record(one.key, job, _name(group, machine), log))
         every = {**jobs, **made}
-        after = {job: [every[needed] for needed in work.after[key]] for key, job in made.items()}
-        held = {job.partition("_")[0] for job, needed in after.items() if needed}
+        after, behind = ({job: [every[needed] for needed in waits[key]] for key, job in made.items()}
+                         for waits in (work.after, work.behind))
+        held = {job.partition("_")[0] for job in made.values() if after[job] or behind[job]}
         if held:
-            slurm.depend(after, [head for head in heads if head in held])
+            slurm.depend(after, behind, [head for head in heads if head in held])
     except BaseException:
         with suppress(SlurmError):
             slurm.cancel(heads)
@@ -203,12 +226,12 @@ def submit(work: Work, records: Records, compute: ComputeConfig, settings: Slurm
 
 def _submit(group: Group, records: Records, compute: ComputeConfig, settings: SlurmConfig, machine: Path,
             held: bool) -> list[tuple[str, str]]:
-    """(job, log) of each stage of a group."""
+    """(job, log) of each of a group."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    asked = resources(group.name, compute, settings)
-    count = nodes(group.stages[0], compute)
+    asked = resources(group.stage, compute, settings, group.gathers)
+    count = nodes(group.jobs[0], compute)
     tasks = compute.devices if group.name == "train" and count * compute.devices > 1 and count > 1 else 1
     executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues)
     known: dict[str, Any] = {
@@ -222,8 +245,8 @@ def _submit(group: Group, records: Records, compute: ComputeConfig, settings: Sl
         more["hold"] = True
     executor.update_parameters(**{name: value for name, value in known.items() if value is not None},
                                additional_parameters=more)
-    work = [Attempt(str(records.store.root), stage.key, str(machine), compute.retries,
-                    max(settings.signal_s - 15, settings.signal_s / 2)) for stage in group.stages]
+    work = [Attempt(str(records.store.root), one.key, str(machine), compute.retries,
+                    max(settings.signal_s - 15, settings.signal_s / 2)) for one in group.jobs]
     try:
         jobs = executor.submit_array(work)
     except (FailedJobError, FailedSubmissionError) as error:
@@ -240,7 +263,7 @@ def _name(group: Group, machine: Path) -> str:
 def _wait(work: Work, records: Records, board: Board) -> None:
     """Until no job of these is left."""
     while True:
-        standings = records.standings(work.stages)
+        standings = records.standings(work.jobs)
         board.progress(standings)
         if not any(one.state in (State.queued, State.running) for one in standings.values()):
             return

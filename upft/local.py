@@ -18,8 +18,8 @@ from upft.board import Board
 from upft.choices import Accelerator
 from upft.errors import ConfigError
 from upft.machine import ComputeConfig
-from upft.plan import Stage
 from upft.records import LOCAL, Record, Records, State
+from upft.shards import Job
 from upft.submission import Work
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -31,42 +31,41 @@ def run(work: Work, records: Records, compute: ComputeConfig, machine: Path, boa
     places: SimpleQueue[Mapping[str, str]] = SimpleQueue()
     for place in shares(compute.parallel, compute, devices(compute)):
         places.put(place)
-    waiting = {stage.key: stage for group in work.groups for stage in group.stages}
+    waiting = {job.key: job for group in work.groups for job in group.jobs}
     records.forget(waiting)
     failed: set[str] = set()
-    running: dict[Future[bool], Stage] = {}
+    running: dict[Future[bool], Job] = {}
     with ThreadPoolExecutor(compute.parallel) as pool:
         try:
             while True:
-                for key, stage in list(waiting.items()):
-                    needs = work.after[key]
-                    if failed & set(needs):
+                for key, job in list(waiting.items()):
+                    if failed & set(work.after[key]):
                         failed.add(key)
                         del waiting[key]
-                    elif not any(one in waiting or one in {s.key for s in running.values()} for one in needs):
+                    elif not {*work.after[key], *work.behind[key]} & {*waiting, *(one.key for one in running.values())}:
                         del waiting[key]
                         log = machine.parent / f"{key}.log"
                         records.keep(Record(key, LOCAL, LOCAL, str(log)))
                         running[pool.submit(_one, Attempt(str(records.store.root), key, str(machine), compute.retries), places,
-                                            log, board, stage)] = stage
+                                            log, board, job)] = job
                 if not running:
                     return
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    stage = running.pop(future)
+                    job = running.pop(future)
                     if not future.result():
-                        failed.add(stage.key)
-                    board.ended(stage, records.standings([stage])[stage.key].state is State.done)
+                        failed.add(job.key)
+                    board.ended(job, records.standings([job])[job.key].state is State.done)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _one(attempt: Attempt, places: SimpleQueue[Mapping[str, str]], log: Path, board: Board, stage: Stage) -> bool:
-    """Whether the stage was made. It takes a place, and gives it back."""
+def _one(attempt: Attempt, places: SimpleQueue[Mapping[str, str]], log: Path, board: Board, job: Job) -> bool:
+    """Whether the job's work was done. It takes a place, and gives it back."""
     place = places.get()
     try:
-        board.began(stage)
+        board.began(job)
         with log.open("a", encoding="utf-8") as stream:
             attempt(LOCAL, place, stream)
         return True

@@ -39,13 +39,29 @@ class ResourcesConfig:
 
 
 @dataclass
+class ShardsConfig:
+    """Jobs that draw one stage's completions side by side, each a share of its questions."""
+
+    sample: int = 1
+    """Of a sampling."""
+    evaluate: int = 1
+    """Of an evaluation."""
+    branch: int = 1
+    """Of an analysis's continuations."""
+
+    def __post_init__(self) -> None:
+        for stage in ("sample", "evaluate", "branch"):
+            demand(getattr(self, stage) >= 1, f"compute.shards.{stage}", getattr(self, stage), "use 1 or more")
+
+
+@dataclass
 class SlurmConfig:
     """How jobs are put to SLURM."""
 
     gpu: ResourcesConfig = MISSING
-    """Stages that use a GPU: sample, train, evaluate, judge."""
+    """Stages that use a GPU: sample, train, evaluate, judge, reference, verify, branch, kl."""
     cpu: ResourcesConfig = MISSING
-    """All others: diagnose, build, report."""
+    """All others, and what puts shards together."""
     stages: dict[str, ResourcesConfig] = field(default_factory=dict)
     """What a stage asks for instead, by its name, such as compute.slurm.stages.train.minutes=2880."""
     array: int = 16
@@ -112,6 +128,8 @@ class ComputeConfig:
     """vLLM without compilation: starts faster, samples slower; null = so on a CPU, compiled on a GPU."""
     parallel: int = 1
     """With -m, without SLURM: stages of a sweep that run side by side; each has compute.devices GPUs of its own."""
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    """Jobs that one sampling or evaluation is cut into, with SLURM and with compute.parallel above 1."""
     wait: bool = False
     """With SLURM: stay until the last job is over, and end with an error if a cell has failed."""
     retry: bool = False

@@ -31,6 +31,7 @@ class Composer:
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         self._loader: Any = context.config_loader
+        self.repository = self._loader.repository
         self._master = master
         self._parser = OverridesParser.create(config_loader=context.config_loader)
         self._bases: dict[tuple[str, ...], DictConfig] = {}

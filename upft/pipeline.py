@@ -9,19 +9,28 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from upft import export, mirror
+from rich.markup import escape
+
+from upft import export, mirror, shards
 from upft.config import Config
 from upft.console import Console
 from upft.errors import StoreError
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import Plan, Stage, plan
+from upft.shards import Job, Shard
 from upft.sharing import DRAWN, relatives
 from upft.specs import BranchSpec, EvaluateSpec, JudgeSpec, SampleSpec
-from upft.store import Artifact, Corrupt, Hasher, Store
+from upft.store import PARTIAL, Artifact, Corrupt, Hasher, Store
 from upft.submission import closure
+
+if TYPE_CHECKING:
+    from upft.sampler import EnginePool
+    from upft.stages import Host
 
 MARK = {True: "[green]done[/]", False: "[cyan]hit[/] "}
 
@@ -70,59 +79,86 @@ def walk(cell: Plan, store: Store, compute: ComputeConfig, tracker: TrackerConfi
     console.say("  plan " + " > ".join(f"{stage.label}{'' if stage in missing else ' (hit)'}" for stage in cell.stages))
     preflight(missing)
     from upft.sampler import EnginePool
-    from upft.stages import Host
 
     artifacts: dict[str, Artifact] = {}
     with EnginePool(compute) as engines:
-        host = Host(compute, tracker, console, engines, partial(_related, store))
         for stage in cell.stages:
             inputs = {role: artifacts[upstream.key].path for role, upstream in stage.inputs.items()}
-            began = time.monotonic()
-            artifacts[stage.key], built = store.build(
-                stage.name, stage.key, stage.identity,
-                partial(_run, stage, inputs, host=host), on_wait=partial(_waiting, console, stage))
-            _tell(console, stage, built, time.monotonic() - began)
-            mirror.tell(stage, store, tracker, console)
+            artifacts[stage.key] = _build(stage, inputs, store, compute, tracker, console, engines)
     return artifacts
 
 
-def alone(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerConfig, console: Console,
+def alone(job: Job, store: Store, compute: ComputeConfig, tracker: TrackerConfig, console: Console,
           on_begin: Callable[[], object] = lambda: None) -> Artifact:
-    """One stage by itself; those it needs must be in the store. Raises StoreError where one is not. `on_begin` is called when
-    the work begins."""
+    """One stage, or a share of one, by itself; the stages it needs must be in the store. Raises StoreError where one is not.
+    `on_begin` is called when the work begins."""
     mirror.check(tracker)
-    found = look(stage, store, console, repair=False)
+    whole = shards.whole(job)
+    found = look(whole, store, console, repair=False)
     if found is not None:
-        _tell(console, stage, built=False)
-        mirror.tell(stage, store, tracker, console)
+        _tell(console, whole, built=False)
+        mirror.tell(whole, store, tracker, console)
         return found
-    inputs = _inputs(stage, store)
-    preflight([stage])
+    inputs = _inputs(whole, store)
+    preflight([whole])
     from upft.sampler import EnginePool
+
+    with EnginePool(compute) as engines:
+        return _build(job, inputs, store, compute, tracker, console, engines, on_begin)
+
+
+def _build(job: Job, inputs: Mapping[str, Path], store: Store, compute: ComputeConfig, tracker: TrackerConfig,
+           console: Console, engines: EnginePool, on_begin: Callable[[], object] = lambda: None) -> Artifact:
+    """The job's artifact, from the store or made; a stage's shards go when it has taken them up."""
+    stage, began = shards.whole(job), time.monotonic()
+
+    def make(out: Path) -> None:
+        on_begin()
+        host = replace(_host(stage, store, compute, tracker, console, engines),
+                       share=job.share if isinstance(job, Shard) else None)
+        _run(stage, inputs, out, host)
+
+    artifact, built = store.build(job.name, job.key, job.identity, make, on_wait=partial(_waiting, console, job))
+    _tell(console, job, built, time.monotonic() - began)
+    if store.path(stage.name, stage.key).is_dir():  # also where a shard comes after the stage: nobody would take it up
+        for folder in _shards(stage, store):
+            store.remove(shards.ROOM, folder.name.removesuffix(PARTIAL))
+    if not isinstance(job, Shard):
+        mirror.tell(stage, store, tracker, console)
+    return artifact
+
+
+def _host(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerConfig, console: Console,
+          engines: EnginePool) -> Host:
+    """What a stage runs on, and what of it has been drawn before."""
     from upft.stages import Host
 
-    began = time.monotonic()
-    with EnginePool(compute) as engines:
-        host = Host(compute, tracker, console, engines, partial(_related, store))
+    whole = []
+    for folder in _shards(stage, store):
+        if folder.suffix == PARTIAL:
+            continue
+        try:
+            found = store.find(shards.ROOM, folder.name)
+        except Corrupt as error:
+            console.warn(f"{error.what}; set aside as {store.set_aside(shards.ROOM, folder.name)}, drawing it again")
+            continue
+        if found is not None:
+            whole.append(found.path)
+    return Host(compute, tracker, console, engines, partial(_related, store), shards=whole)
 
-        def make(out: Path) -> None:
-            on_begin()
-            _run(stage, inputs, out, host)
 
-        artifact, built = store.build(stage.name, stage.key, stage.identity, make, on_wait=partial(_waiting, console, stage))
-    _tell(console, stage, built, time.monotonic() - began)
-    mirror.tell(stage, store, tracker, console)
-    return artifact
+def _shards(stage: Stage, store: Store) -> list[Path]:
+    """Folders of a stage's shards, finished or not."""
+    return sorted((store.root / shards.ROOM).glob(f"{stage.key}-*")) if stage.name in shards.CUT else []
 
 
 def beside(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerConfig, console: Console) -> None:
     """Help another process with the stage whose lock it holds: this one only computes."""
     from upft.sampler import EnginePool
-    from upft.stages import Host
 
     with EnginePool(compute) as engines:
         _run(stage, _inputs(stage, store), store.unfinished(stage.name, stage.key),
-             Host(compute, tracker, console, engines, partial(_related, store)))
+             _host(stage, store, compute, tracker, console, engines))
 
 
 def _inputs(stage: Stage, store: Store) -> dict[str, Path]:
@@ -189,7 +225,7 @@ def shown(path: Path) -> str:
     return f"./{path.relative_to(here)}" if path.is_relative_to(here) else str(path)
 
 
-def _waiting(console: Console, stage: Stage, who: str) -> None:
+def _waiting(console: Console, stage: Job, who: str) -> None:
     console.say(f"  {stage.label}: {who} is building it, waiting")
 
 
@@ -197,5 +233,6 @@ def _run(stage: Stage, inputs: Mapping[str, Path], out: Path, host: object) -> N
     importlib.import_module(f"upft.stages.{stage.name}").run(stage.spec, inputs, out, host)
 
 
-def _tell(console: Console, stage: Stage, built: bool, seconds: float = 0.0) -> None:
-    console.say(f"  {MARK[built]} {stage.label:<28} {stage.name}/{stage.key}" + (f"  {seconds:.1f} s" if built else ""))
+def _tell(console: Console, stage: Job, built: bool, seconds: float = 0.0) -> None:
+    console.say(f"  {MARK[built]} {escape(f'{stage.label:<28}')} {stage.name}/{stage.key}"
+                + (f"  {seconds:.1f} s" if built else ""), markup=True)

@@ -49,10 +49,10 @@ def show(config: Config, cell: Plan, store: Store, console: Console) -> None:
     for stage in cell.stages:
         there = store.find(stage.name, stage.key) is not None
         cost = estimates[stage.key]
-        table.add_row(stage.label, stage.key, "[cyan]hit[/]" if there else "miss", cost.what,
+        table.add_row(escape(stage.label), stage.key, "[cyan]hit[/]" if there else "miss", escape(cost.what),
                       f"{cost.prompt_tokens:,}" if cost.prompt_tokens else "",
                       f"{cost.new_tokens:,}" if cost.new_tokens else "", f"{cost.flops:.2g}" if cost.flops else "")
-    console.say(table)
+    console.say(table, markup=True)
     console.say()
     for row in rows(cell, store):
         show_row(row, console, config.run.ids)
@@ -200,10 +200,10 @@ def rows(cell: Plan, store: Store) -> list[dict[str, Any]]:
 
 def show_row(row: dict[str, Any], console: Console, ids: bool) -> None:
     """Print one row; supervised text is in ⟦brackets⟧ (and bold green on a terminal)."""
-    console.say(f"[bold]first {row['kind']} row[/] (question {row['question_id']}; ⟦supervised⟧)")
+    console.say(f"[bold]first {row['kind']} row[/] (question {escape(row['question_id'])}; ⟦supervised⟧)", markup=True)
     text = "".join(f"[bold green]⟦{escape(part)}⟧[/]" if supervised else escape(part)
                    for part, supervised in row["segments"])
-    console.say("  " + text.replace("\n", "\n  "))
+    console.say("  " + text.replace("\n", "\n  "), markup=True)
     if ids:
         console.say(f"  input_ids {_plain(row['input_ids'])}")
         console.say(f"  labels    {_plain(row['labels'])}")
@@ -211,6 +211,6 @@ def show_row(row: dict[str, Any], console: Console, ids: bool) -> None:
 
 
 def _plain(ids: list[int]) -> str:
-    return escape("[" + ", ".join("?" if i == GAP else str(i) for i in ids) + "]")
+    return "[" + ", ".join("?" if i == GAP else str(i) for i in ids) + "]"
 
 

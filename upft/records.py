@@ -15,16 +15,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from upft import blueprint, slurm
+from upft import blueprint, redaction, slurm
 from upft.choices import Style
 from upft.errors import StoreError
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import Stage
+from upft.shards import Job, Shard, split, whole
 from upft.slurm import Queued
 from upft.store import Store
 from upft.submission import Cell, closure
@@ -97,6 +98,18 @@ class Records:
     def __init__(self, store: Store) -> None:
         self.store, self.root = store, store.root / ".jobs"
 
+    def job(self, key: str) -> Job:
+        """What a submitted job makes, by its key."""
+        stage, share = split(key)
+        return self.stage(stage) if share is None else Shard(self.stage(stage), share)
+
+    def shards(self, stages: Iterable[Stage]) -> list[Shard]:
+        """The submitted shards of stages that are not done."""
+        missing = {stage.key: stage for stage in stages if not self._done(stage)}
+        found = [split(path.stem) for path in (self.root / "records").glob("*-*of*.json")]
+        return [Shard(missing[key], share) for key, share in sorted(found, key=lambda one: (one[0], str(one[1])))
+                if key in missing and share is not None]
+
     def stage(self, key: str, known: dict[str, Stage] | None = None) -> Stage:
         """A stage that was submitted once."""
         return blueprint.read(self.root / "stages", key, known)
@@ -128,8 +141,8 @@ class Records:
         return self._load(f"attempts/{key}.json", Note)
 
     def keep_sweep(self, sweep: Sweep) -> None:
-        """A sweep under its id."""
-        self._save(f"sweeps/{sweep.id}.json", sweep)
+        """A sweep under its id; its command without secrets."""
+        self._save(f"sweeps/{sweep.id}.json", replace(sweep, command=redaction.command(sweep.command)))
 
     def keep_machine(self, path: Path, machine: Machine) -> None:
         """The settings of a submission."""
@@ -145,18 +158,21 @@ class Records:
         known: dict[str, Stage] = {}
         return [Cell(name, closure(self.stage(key, known))) for name, key in sweep.cells.items()]
 
-    def standings(self, stages: Iterable[Stage], queue: Mapping[str, Queued] | None = None) -> dict[str, Standing]:
-        """Where each stage stands, by key. queue: what SLURM has; asked once where any record needs it."""
+    def standings(self, jobs: Iterable[Job], queue: Mapping[str, Queued] | None = None) -> dict[str, Standing]:
+        """Where each stage or shard stands, by key. queue: what SLURM has; asked once where any record needs it."""
         found: dict[str, Standing] = {}
-        for stage in stages:
-            if (self.store.path(stage.name, stage.key) / "manifest.json").is_file():
-                found[stage.key] = Standing(State.done, self.record(stage.key))
+        for job in jobs:
+            record = self.record(job.key)
+            if self._done(job) or self._done(whole(job)):  # shards go when their stage has taken them up
+                found[job.key] = Standing(State.done, record)
                 continue
-            record = self.record(stage.key)
             if record is not None and record.job != LOCAL and queue is None:
                 queue = slurm.queue() if slurm.here() else {}
-            found[stage.key] = self._standing(stage.key, record, queue or {})
+            found[job.key] = self._standing(job.key, record, queue or {})
         return found
+
+    def _done(self, job: Job) -> bool:
+        return (self.store.path(job.name, job.key) / "manifest.json").is_file()
 
     def _standing(self, key: str, record: Record | None, queue: Mapping[str, Queued]) -> Standing:
         if record is None:

@@ -54,15 +54,11 @@ class SampleLog:
 
     def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(place, record) of every whole record, in the order written. Counts damaged lines in `dropped`."""
-        place = 0
-        with self.path.open("rb") as stream:
-            for line in stream:
-                record = _parsed(line)
-                if record is None:
-                    self.dropped += 1
-                else:
-                    yield place, record
-                place += len(line)
+        for place, record in lines(self.path):
+            if record is None:
+                self.dropped += 1
+            else:
+                yield place, record
 
     def at(self, place: int) -> dict[str, Any]:
         """The record at a place that `read` or `append` gave."""
@@ -108,6 +104,15 @@ class SampleLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(place, record) of every line of a log that nobody writes; None for a damaged one."""
+    place = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            yield place, _parsed(line)
+            place += len(line)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def _run(given: argparse.Namespace, console: Console) -> None:
     a, b = (first[0], first[1]) if given.b is None else (first[-1], second[-1])
     found = comparison.compare(a, b, given.seed)
     for warning in found["warnings"]:
-        console.warn(_plain(warning))
+        console.warn(warning)
     console.say(_table(found))
     console.say(_flips(found))
     if given.show > 0:
@@ -74,7 +74,7 @@ def _table(found: Mapping[str, Any]) -> Table:
 
     from upft.report import wording as w
 
-    names = [f"{side} = {_plain(found[side.lower()]['name'])}" for side in "AB"]
+    names = [f"{side} = {found[side.lower()]['name']}" for side in "AB"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title="\n".join(names), title_justify="left",
                   title_style="")
     table.add_column("", no_wrap=True)
@@ -84,7 +84,7 @@ def _table(found: Mapping[str, Any]) -> Table:
     for name, task in found["tasks"].items():
         a, b = task["samples"]["a"], task["samples"]["b"]
         for place, (measure, entry) in enumerate(task["measures"].items()):
-            label = f"{_plain(name)}, {measure}" if place == 0 else f"  {measure}"
+            label = f"{name}, {measure}" if place == 0 else f"  {measure}"
             counts = f"{w.count(task['questions'])} x {a if a == b else f'{a} / {b}'}" if place == 0 else ""
             table.add_row(label, counts, *_numbers(entry))
     if found["macro"] is not None:
@@ -105,7 +105,7 @@ def _numbers(entry: Mapping[str, Any]) -> list[str]:
     pair = entry["paired"]
     sides = [f"{w.percent(e['value']).rstrip('%')} {w.interval(e['low'], e['high'])}" for e in (entry["a"], entry["b"])]
     difference = f"{w.signed(pair['difference'])} {w.interval(pair['low'], pair['high'])}"
-    return [*(_plain(text) for text in (*sides, difference)),
+    return [*sides, difference,
             w.p_value(pair["p_value"]).replace("p = ", "").replace("p ", ""), f"{100 * pair['smallest_detectable']:.1f}",
             pair["verdict"]]
 
@@ -114,12 +114,14 @@ def _flips(found: Mapping[str, Any]) -> str:
     lines = []
     for name, task in found["tasks"].items():
         same = task["questions"] - len(task["gained"]) - len(task["lost"])
-        lines.append(f"{_plain(name)}: {len(task['gained'])} questions better under B, {len(task['lost'])} worse, {same} alike")
+        lines.append(f"{name}: {len(task['gained'])} questions better under B, {len(task['lost'])} worse, {same} alike")
     return "\n".join(lines)
 
 
 def _show(found: Mapping[str, Any], a: Cell, b: Cell, count: int, console: Console) -> None:
     """Questions whose mean changed, most first, with the first answer of each side that shows it."""
+    from rich.markup import escape
+
     by_where = {task.where: task for cell in (a, b) for task in cell.tasks}
     flips = []
     for name, one, other in zip(found["tasks"], _order(found, "a", by_where), _order(found, "b", by_where), strict=True):
@@ -128,19 +130,19 @@ def _show(found: Mapping[str, Any], a: Cell, b: Cell, count: int, console: Conso
             flips.append((-abs(change), name, i, change, one, other))
     for _, name, i, change, one, other in sorted(flips, key=lambda flip: flip[:3])[:count]:
         better = change > 0
-        console.say(f"\n[bold]{_plain(name)}, question {_plain(i)}: {'better' if better else 'worse'} under B[/]")
+        console.say(f"\n[bold]{escape(f'{name}, question {i}')}: {'better' if better else 'worse'} under B[/]", markup=True)
         row = one.rows[i][0]
         for field in ("question", "gold"):
             if row.get(field) is not None:
-                console.say(f"{field}: {_plain(str(row[field]))}")
+                console.say(f"{field}: {row[field]}")
         for side, task, right in (("A", one, not better), ("B", other, better)):
             shown = next((r for r in task.rows[i] if bool(r["right"]) == right), task.rows[i][0])
             hits = sum(bool(r["right"]) for r in task.rows[i])
             told = f"[bold]{side}[/] ({hits} of {task.samples} right; this one {'right' if shown['right'] else 'wrong'}"
-            told += f", extracted {_plain(str(shown['extracted']))})" if "extracted" in shown else ")"
+            told += f", extracted {escape(str(shown['extracted']))})" if "extracted" in shown else ")"
             text = str(shown.get("completion", ""))
-            console.say(told)
-            console.say(_plain(text if len(text) <= SHOWN else f"... {len(text) - SHOWN} characters ...{text[-SHOWN:]}"))
+            console.say(told, markup=True)
+            console.say(text if len(text) <= SHOWN else f"... {len(text) - SHOWN} characters ...{text[-SHOWN:]}")
 
 
 def _order(found: Mapping[str, Any], side: str, by_where: Mapping[str, Evaluated]) -> list[Evaluated]:
@@ -149,10 +151,3 @@ def _order(found: Mapping[str, Any], side: str, by_where: Mapping[str, Evaluated
 
 def _mean(task: Evaluated, i: str) -> float:
     return sum(bool(row["right"]) for row in task.rows[i]) / task.samples
-
-
-def _plain(text: str) -> str:
-    """Brackets are markup to rich."""
-    from rich.markup import escape
-
-    return escape(text)

@@ -2,7 +2,7 @@
 
 SELECTION is any mix of
   a report's key or its first 6 digits or more, or the folder of a report artifact
-  a sweep's id or its beginning (python -m upft.jobs shows them)
+  a sweep's id or its beginning (python -m upft.jobs shows them), or its folder, STORE/sweeps/ID
   NAME=VALUE[,VALUE...]: keep the cells with that setting: model, data, method, seed, train.seed, task, prefix.len,
                          prefix.ratio
 Without keys, folders and sweeps every report of the store is taken. All filters must hold.
@@ -53,7 +53,7 @@ def choose(selection: Sequence[str], store: Path) -> tuple[list[Path], str | Non
     nothing or more than one thing is meant, and says what is there."""
     from upft.errors import DataError, StoreError, nearest
 
-    there = sorted(path.parent for path in (store / "report").glob("*/spec.json") if path.parent.suffix != ".partial")
+    there = _reports(store)
     filters: dict[str, list[str]] = {}
     named: dict[Path, None] = {}
     commands: list[str] = []
@@ -63,11 +63,14 @@ def choose(selection: Sequence[str], store: Path) -> tuple[list[Path], str | Non
             if name not in NAMES:
                 raise DataError(f"{one}: {name} is nothing to select by", nearest(name, NAMES))
             filters.setdefault(name, []).extend(values.split(","))
+        elif Path(one).is_dir() and Path(one).resolve().parent.name == "sweeps":
+            folder = Path(one).resolve()
+            home = store if folder.parent.parent == store.resolve() else folder.parent.parent
+            named |= dict.fromkeys(_of_sweep(folder.name, _reports(home), home, commands))
         elif Path(one).is_dir():
             named.setdefault(Path(one))
         else:
-            for folder in _named(one, there, store, commands):
-                named.setdefault(folder)
+            named |= dict.fromkeys(_named(one, there, store, commands))
     found = [folder for folder in (list(named) or there) if _holds(folder, filters)]
     if not found and not there and not named:
         raise StoreError(f"{store} holds no report",
@@ -79,10 +82,12 @@ def choose(selection: Sequence[str], store: Path) -> tuple[list[Path], str | Non
     return found, commands[0] if whole else None
 
 
+def _reports(store: Path) -> list[Path]:
+    return sorted(path.parent for path in (store / "report").glob("*/spec.json") if path.parent.suffix != ".partial")
+
+
 def _named(one: str, there: Sequence[Path], store: Path, commands: list[str]) -> list[Path]:
     """The reports of a key or a sweep."""
-    import shlex
-
     from upft.errors import StoreError
 
     keys = [folder for folder in there if folder.name.startswith(one)] if re.fullmatch(rf"[0-9a-f]{{{SHORTEST},}}", one) else []
@@ -90,8 +95,16 @@ def _named(one: str, there: Sequence[Path], store: Path, commands: list[str]) ->
     if len(keys) + len(sweeps) > 1:
         raise StoreError(f"{one} begins {len(keys)} reports' keys and {len(sweeps)} sweeps' ids: " + ", ".join(
             [*(folder.name for folder in keys), *(sweep.id for sweep in sweeps)]), "give more digits")
-    if keys:
-        return keys
+    return keys or _of_sweep(one, there, store, commands)
+
+
+def _of_sweep(one: str, there: Sequence[Path], store: Path, commands: list[str]) -> list[Path]:
+    """The reports of the sweep whose id begins so; its command goes to `commands`."""
+    import shlex
+
+    from upft.errors import StoreError
+
+    sweeps = [sweep for sweep in _sweeps(store) if sweep.id.startswith(one)]
     if not sweeps:
         known = ", ".join(sweep.id for sweep in _sweeps(store)) or "none"
         raise StoreError(f"{one}: no report and no sweep of {store} begins so",

@@ -95,10 +95,12 @@ def requeue(job: str) -> None:
     _run(["scontrol", "requeue", job])
 
 
-def depend(after: Mapping[str, Sequence[str]], release: Iterable[str]) -> None:
-    """Let each held job start when those it needs have ended well, and let go of them all. Raises SlurmError."""
-    lines = [f"update jobid={job} dependency=" + ",".join(f"afterok:{one}" for one in needed)
-             for job, needed in after.items() if needed]
+def depend(after: Mapping[str, Sequence[str]], behind: Mapping[str, Sequence[str]], release: Iterable[str]) -> None:
+    """Let each held job start when those it needs (`after`) have ended well and others (`behind`) have ended, and let go of
+    them all. Raises SlurmError."""
+    waits = {job: [*(f"afterok:{one}" for one in after.get(job, ())), *(f"afterany:{one}" for one in behind.get(job, ()))]
+             for job in {**after, **behind}}
+    lines = [f"update jobid={job} dependency={','.join(each)}" for job, each in waits.items() if each]
     lines += [f"release {job}" for job in release]
     done = subprocess.run(["scontrol"], input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=600, check=False)
     errors = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"error|invalid|denied", line, re.I)]

@@ -1,4 +1,4 @@
-"""`python -m upft.stage STORE KEY [--machine FILE]`: one stage of a submitted sweep, by its key.
+"""`python -m upft.stage STORE KEY [--machine FILE]`: one stage of a submitted sweep, or a share of one, by its key.
 
 Top floor, thin. The stage and those it needs are read from STORE/.jobs/stages, the machine's settings from FILE. It ends with
 status 2 where a person has to mend something, so that nobody tries again by itself, and with 75 where it was told to stop
@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upft import door, notice
-from upft.errors import ConfigError, DataError, GradeError, ModelError, Stopped, TrainError
+from upft.errors import ConfigError, Stopped, TrainError
 
 if TYPE_CHECKING:
     from upft.plan import Stage
     from upft.records import Machine
     from upft.store import Store
 
-MEND = (ConfigError, DataError, ModelError, GradeError)
-"""Errors that another try cannot help."""
-TO_MEND = 2
 FIRST_RANK_S = 1800
 """How long a rank waits for the first one to begin."""
 
@@ -45,9 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
     with door.one_message():
         try:
             run(given.store, given.key, given.machine)
-        except MEND as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(TO_MEND)
         except Stopped as error:
             print(error.what, file=sys.stderr, flush=True)
             os._exit(notice.STOPPED)  # see `ranks`: gloo's threads may abort an orderly end
@@ -58,12 +52,13 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
     from upft import pipeline, ranks
     from upft.console import Console
     from upft.records import Records, read_machine
+    from upft.shards import whole
     from upft.store import Store
 
     store = Store(root)
     records = Records(store)
-    stage = records.stage(key)
-    if stage.name == "train":
+    job = records.job(key)
+    if job.name == "train":
         notice.heed()
     record = records.record(key)
     if machine_file is None:
@@ -72,14 +67,14 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
         machine_file = Path(record.log).parent / "machine.json"
     machine = read_machine(machine_file)
     store.prepare()
-    tasks = ranks.planned(machine.compute) if stage.name == "train" else 1
+    tasks = ranks.planned(machine.compute) if job.name == "train" else 1
     if tasks > 1 and os.environ.get("SLURM_NTASKS") == str(tasks):
         _join()
         if os.environ["SLURM_PROCID"] != "0":
-            help_first(stage, store, machine)
+            help_first(whole(job), store, machine)
             return
         _token(store, key).parent.mkdir(parents=True, exist_ok=True)
-    pipeline.alone(stage, store, machine.compute, machine.tracker, Console(machine.console),
+    pipeline.alone(job, store, machine.compute, machine.tracker, Console(machine.console),
                    on_begin=lambda: _token(store, key).touch() if tasks > 1 else None)
 
 

@@ -32,10 +32,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from upft import slurm
+from upft import redaction, slurm
 from upft.errors import StoreError
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+"""Ends the name of a folder that is being filled."""
 RESUME = "resume"
 """Folder in which a stage keeps what it can go on from. While it is there, what a dead builder left is not wiped."""
 CHECKED_IN_FULL = 64 * 2**20
@@ -136,7 +138,7 @@ class Store:
 
     def unfinished(self, stage: str, key: str) -> Path:
         """Where its builder works."""
-        return self.root / stage / f"{key}.partial"
+        return self.root / stage / f"{key}{PARTIAL}"
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The artifact when it is there and whole, None when it is not there. Raises Corrupt."""
@@ -153,7 +155,7 @@ class Store:
         """Finished, whole artifacts of a stage whose identity agrees with `like` wherever `like` says something, by key."""
         found = []
         for path in sorted((self.root / stage).glob("*/spec.json")):
-            if path.parent.suffix == ".partial":
+            if path.parent.suffix == PARTIAL:
                 continue
             try:
                 identity = json.loads(path.read_text())
@@ -169,6 +171,15 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(self.path(stage, key), target)
         return target
+
+    def remove(self, stage: str, key: str) -> None:
+        """Take an artifact away, or what a builder left of one. One that somebody is building stays."""
+        try:
+            with FileLock(self.root / ".locks" / f"{stage}-{key}.lock", timeout=0):
+                shutil.rmtree(self.path(stage, key), ignore_errors=True)
+                shutil.rmtree(self.unfinished(stage, key), ignore_errors=True)
+        except Timeout:
+            pass
 
     def build(self, stage: str, key: str, identity: Mapping[str, Any], make: Callable[[Path], None],
               on_wait: Callable[[str], None] = lambda who: None) -> tuple[Artifact, bool]:
@@ -293,12 +304,12 @@ def provenance(started: float) -> dict[str, Any]:
 
 
 def command() -> str:
-    """What was typed, as near as the process knows: `python run.py ...`, `python -m upft.stage ...`."""
+    """What was typed, as near as the process knows, but for secrets: `python run.py ...`, `python -m upft.stage ...`."""
     program = Path(sys.argv[0] if sys.argv else "")
     package = program.parent.name
     module = f"{package}.{program.stem}".removesuffix(".__main__")
     head = ["-m", module] if package.split(".")[0] == "upft" and program.suffix == ".py" else [program.name]
-    return shlex.join(["python", *head, *sys.argv[1:]])
+    return shlex.join(["python", *head, *redaction.command(sys.argv[1:])])
 
 
 def _git_commit() -> str | None:

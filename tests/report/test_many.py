@@ -238,7 +238,26 @@ def test_a_sweep_is_selected_by_its_id_and_told_by_its_command(root: Path) -> No
         {"one": every[0].name, "two": every[1].name, "missing": key("nowhere")}))
     found, command = shelf.choose(["ab12"], root / "store")
     assert (found, command) == (every[:2], "python run.py -m prefix.len=8,32")
+    page = root / "store" / "sweeps" / "ab12cd34"
+    page.mkdir(parents=True)
+    assert shelf.choose([str(page)], root / "store") == (found, command)
+    assert [one.name for one in shelf.choose([str(page)], root / "elsewhere")[0]] == [one.name for one in every[:2]]
     assert shelf.choose(["ab12", "seed=0"], root / "store")[1] is None
+
+
+def test_a_secret_of_a_command_is_in_no_file_of_the_report_or_the_record(root: Path, tmp_path: Path) -> None:
+    from upft.records import Records, Sweep
+    from upft.store import Store
+
+    every = sorted((root / "store" / "report").iterdir())
+    secret, command = "0123456789abcdef", ["python", "run.py", "hydra.job.env_set.WANDB_API_KEY=0123456789abcdef", "seed=0"]
+    dossier.write(every[:1], tmp_path / "out", " ".join(command))
+    Records(Store(tmp_path / "store")).keep_sweep(Sweep("ab12", command, "/there", "", "", {}))
+    assert "seed=0" in (tmp_path / "out" / "report.md").read_text()
+    assert "env_set.WANDB_API_KEY=REDACTED seed=0" in (tmp_path / "out" / "report.html").read_text()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert [path for path in written if secret.encode() in path.read_bytes()] == []
 
 
 def test_the_door(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

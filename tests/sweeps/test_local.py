@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from upft import local
+from upft import local, shelf
 from upft.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,9 +34,10 @@ def contents(store: Path) -> dict[str, bytes]:
 def test_side_by_side_is_the_serial_run(tmp_path):
     cells = ["prefix.len=4,8", "sample.max_tokens=8"]
     assert run(tmp_path / "serial", *cells).returncode == 0
-    out = run(tmp_path / "both", *cells, "compute.parallel=2")
+    out = run(tmp_path / "both", *cells, "compute.parallel=2", "compute.shards.sample=3", "compute.shards.evaluate=2")
     assert out.returncode == 0, out.stderr
-    assert "2 cells, 11 distinct stages, 0 in the store" in out.stdout
+    assert "2 cells, 11 distinct stages, 0 in the store, 0 under way, 11 to be made by 20 jobs" in out.stdout
+    assert "were drawn by 3 shards" in "".join(log.read_text() for log in (tmp_path / "both").glob(".jobs/submitted/*/*.log"))
     assert contents(tmp_path / "both") == contents(tmp_path / "serial")
     times = [json.loads(p.read_text()) for p in (tmp_path / "both").glob("train/*/provenance.json")]
     assert max(t["started"] for t in times) < min(t["finished"] for t in times), "the trainings were not side by side"
@@ -44,6 +45,16 @@ def test_side_by_side_is_the_serial_run(tmp_path):
              for side in ("serial", "both")]
     assert pages[0] == pages[1]
     assert len(pages[0]) == 1, "a sweep ends with the report on its cells, however it ran"
+    [page] = (tmp_path / "serial").glob("sweeps/*/report.html")
+    for chosen in (page.parent.name, page.parent.name[:6], str(page.parent)):
+        found, command = shelf.choose([chosen], tmp_path / "serial")
+        assert len(found) == 2, "a serial sweep's id selects its cells, as any other's"
+        assert command is not None
+        assert command.startswith(f"python {ROOT / 'run.py'} -m prefix.len=4,8 ")
+    listed = subprocess.run([sys.executable, "-m", "upft.jobs", "--store", str(tmp_path / "serial")], capture_output=True,
+                            text=True, cwd=ROOT, timeout=60)
+    assert page.parent.name in listed.stdout
+    assert "2/2" in listed.stdout
     again = run(tmp_path / "both", *cells, "compute.parallel=2")
     assert ", 11 in the store, 0 under way, 0 to be made" in again.stdout
 

@@ -42,7 +42,7 @@ def sweep(parse, models) -> Callable[..., list[Cell]]:
 
 def names(work: Work) -> Counter[str]:
     return Counter((stage.name if stage.name != "evaluate" else "evaluate " + ("trained" if stage.inputs else "base"))
-                   for group in work.groups for stage in group.stages)
+                   for group in work.groups for stage in group.jobs)
 
 
 def test_24_cells_share_what_their_seed_and_length_do_not_reach(sweep):
@@ -85,11 +85,11 @@ def test_24_cells_that_differ_in_the_training_s_seed_are_two_samplings_and_two_b
 
 def test_equal_shapes_of_one_depth_are_one_array(sweep):
     work = arrange(sweep(), there=set())
-    assert [(g.name, len(g.stages), g.depth) for g in work.groups] == [
+    assert [(g.name, len(g.jobs), g.depth) for g in work.groups] == [
         ("sample", 6, 0), ("evaluate", 6, 0), ("diagnose", 6, 1), ("build", 24, 1), ("train", 24, 2), ("evaluate", 24, 3),
         ("report", 24, 4)]
     apart = arrange(sweep(), there=set(), shape=lambda stage: stage.key)
-    assert all(len(group.stages) == 1 for group in apart.groups)
+    assert all(len(group.jobs) == 1 for group in apart.groups)
     assert names(apart) == names(work)
 
 
@@ -110,7 +110,7 @@ def test_a_job_waits_for_all_its_missing_inputs_and_for_no_more(sweep):
     hits = {stage.key for stage in everything.values() if stage.name in ("sample", "diagnose")}
     for there in (set(), hits):
         work = arrange(cells, there)
-        place = {stage.key: i for i, group in enumerate(work.groups) for stage in group.stages}
+        place = {stage.key: i for i, group in enumerate(work.groups) for stage in group.jobs}
         assert set(place) == set(everything) - there == work.todo
         for key in place:
             needed = {stage.key for stage in closure(everything[key]).stages} - {key} - there
@@ -152,7 +152,7 @@ def test_arrays_have_a_limit(sweep):
     report = cell.plan.report
     many = [Cell(str(i), Plan((*cell.plan.stages[:-1], replace(report, spec=replace(report.spec, title=str(i))))))
             for i in range(ARRAY_LIMIT + 5)]
-    sizes = [len(group.stages) for group in arrange(many, there=set()).groups if group.name == "report"]
+    sizes = [len(group.jobs) for group in arrange(many, there=set()).groups if group.name == "report"]
     assert sizes == [ARRAY_LIMIT, 5]
 
 
@@ -174,7 +174,11 @@ def test_a_sampling_waits_for_the_one_that_holds_its_samples(parse):
     assert own["rft"] == own["vstar"]
     assert len(set(own.values())) == 3
     assert work.after[own["rft"]] == ()
-    assert work.after[own["sft"]] == work.after[own["upft"]] == (own["rft"],)
-    assert [(g.name, len(g.stages)) for g in work.groups[:1]] == [("sample", 1)]
+    assert work.behind[own["sft"]] == work.behind[own["upft"]] == (own["rft"],)
+    assert work.after[own["sft"]] == work.after[own["upft"]] == (), "without it they would draw their own"
+    assert [(g.name, len(g.jobs)) for g in work.groups[:1]] == [("sample", 1)]
     later = arrange(cells, there={own["rft"]})
-    assert later.after[own["sft"]] == ()
+    assert later.behind[own["sft"]] == ()
+    alone = arrange(cells, there=set(), refused={own["rft"]})
+    assert own["sft"] in alone.todo
+    assert alone.behind[own["sft"]] == ()

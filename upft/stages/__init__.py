@@ -7,15 +7,18 @@ Floor 5. `run(spec, inputs, out, host)`: `spec` holds the science, `inputs` the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from upft.choices import Accelerator
 from upft.console import Console
+from upft.ledger import Ledger, Meter
 from upft.machine import ComputeConfig, TrackerConfig
+from upft.rollouts import Elsewhere
 from upft.sampler import EnginePool
+from upft.shards import Share
 from upft.specs import BranchSpec, EvaluateSpec, SampleSpec
 
 
@@ -30,6 +33,10 @@ class Host:
     relatives: Callable[[SampleSpec | EvaluateSpec | BranchSpec, Mapping[str, Path]], Sequence[Path]] = (
         lambda spec, inputs: ())
     """Finished samplings (evaluations, continuations) of the same model and settings, whatever their questions and counts."""
+    share: Share | None = None
+    """Draw this share of the stage's questions and no more: the job is a shard."""
+    shards: Sequence[Path] = ()
+    """Finished shards of the stage."""
 
     @property
     def gpus(self) -> int:
@@ -41,7 +48,23 @@ class Host:
         return self.compute.devices if torch.cuda.is_available() else 0
 
 
-def told(artifacts: Sequence[Path], file: str) -> dict[str, Any] | None:
+    def elsewhere(self, spec: SampleSpec | EvaluateSpec | BranchSpec, inputs: Mapping[str, Path]) -> Elsewhere:
+        """Where completions may lie that the stage need not draw."""
+        return Elsewhere(self.shards, self.relatives(spec, inputs))
+
+    def settle(self, cost: Ledger, meter: Meter, out: Path) -> None:
+        """Write the ledger of a stage that draws: what its shards took is its own."""
+        meter.fill(cost, self.gpus)
+        if self.share is None:
+            for paid in map(Ledger.read, self.shards):
+                cost.seconds += paid.seconds
+                cost.device_seconds += paid.device_seconds
+                cost.peak_memory_bytes = max(cost.peak_memory_bytes, paid.peak_memory_bytes)
+                cost.peak_device_bytes = max(cost.peak_device_bytes, paid.peak_device_bytes)
+        cost.write(out)
+
+
+def told(artifacts: Iterable[Path], file: str) -> dict[str, Any] | None:
     """The summary of the first of these artifacts that says how long its engine's context was; None where none does."""
     for artifact in artifacts:
         summary = json.loads((artifact / file).read_text(encoding="utf-8"))

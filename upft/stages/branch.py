@@ -22,6 +22,7 @@ from upft.errors import DataError
 from upft.sample_log import SampleLog
 from upft.sampler import resolve_sampling
 from upft.selection import Trace
+from upft.shards import Share
 from upft.specs import BranchSpec
 from upft.stages import Host, told
 from upft.store import RESUME
@@ -36,33 +37,33 @@ def run(spec: BranchSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     cost, rescue = ledger.Ledger(), rollouts.Rescue()
     with ledger.Meter() as meter:
         prefixes = _Prefixes(out)
-        for question in traces.read(inputs["samples"], inputs.get("grades")):
+        sampled = traces.read(inputs["samples"], inputs.get("grades"))
+        for question in sampled if host.share is None else host.share.of(sampled):
             for trace in chosen(question.traces, spec):
                 prefixes.add(question, trace, spec)
-        prefixes.close(spec)
-        related = host.relatives(spec, inputs)
-        engine = host.engines.later(told(related, FILE), spec.sampling.engine, source, spec.sampling.dtype,
+        prefixes.close(spec, host.share)
+        elsewhere = host.elsewhere(spec, inputs)
+        engine = host.engines.later(told(elsewhere, FILE), spec.sampling.engine, source, spec.sampling.dtype,
                                     spec.model.trust_remote_code, adapter)
         limits = prefixes.fit(engine.context)
         sampling = resolve_sampling(spec.sampling, source, tokenizer)
         asked = rollouts.Asked(prefixes.prompt, prefixes.ids(), limits, prefixes.lengths, spec.n, spec.sampling.seed)
         with SampleLog(out / RESUME) as log:
-            drawn = rollouts.resumed(log, asked, False, rescue, host.console, "continuing")
-            for earlier in related if len(drawn.missing()) else ():
-                rollouts.take_over(earlier, asked, drawn, False, rescue)
-            if rescue.taken:
-                host.console.say(f"  continuing: {rescue.taken:,} of {len(asked):,} are in the store already")
-            rollouts.draw(engine, sampling, asked, drawn, host.console, "continuing", "continuations")
+            drawn = rollouts.gather(engine, sampling, asked, log, elsewhere, rescue, host.console, "continuing",
+                                    "continuations")
+            priced = rollouts.price(cost, asked, drawn, shapes.read_shape(source))
             unfinished = 0
-            with (out / traces.SAMPLES).open("w", encoding="utf-8") as stream:
-                for rollout in rollouts.price(cost, asked, drawn, shapes.read_shape(source)):
-                    unfinished += rollout.finish_reason == "length"
-                    _write(stream, rollout.question_id, rollout.index, rollout.ids, rollout.finish_reason)
-                for id_ in prefixes.over():
-                    _write(stream, id_, 0, (), "stop")
+            if host.share is not None:
+                rollouts.hand_over(log, priced, out)
+            else:
+                with (out / traces.SAMPLES).open("w", encoding="utf-8") as stream:
+                    for rollout in priced:
+                        unfinished += rollout.finish_reason == "length"
+                        _write(stream, rollout.question_id, rollout.index, rollout.ids, rollout.finish_reason)
+                    for id_ in prefixes.over():
+                        _write(stream, id_, 0, (), "stop")
     cost.reused_tokens = rescue.taken_tokens
-    meter.fill(cost, host.gpus)
-    cost.write(out)
+    host.settle(cost, meter, out)
     (out / FILE).write_text(json.dumps({
         "questions": prefixes.count, "sources": prefixes.questions, "over": prefixes.count - len(limits),
         "traces_a_question": spec.n, "unfinished_traces": unfinished, "engine": engine.name,
@@ -119,9 +120,9 @@ class _Prefixes:
             self._rooms.append(spec.trace_max_tokens - len(ids))
             self._stream.write(line + b"\n")
 
-    def close(self, spec: BranchSpec) -> None:
-        """No more are coming."""
-        if not self.count:
+    def close(self, spec: BranchSpec, share: Share | None) -> None:
+        """No more are coming. Raises DataError where there is none (of a share there may be none)."""
+        if not self.count and share is None:
             raise DataError("no question has both right and wrong traces to continue" if spec.both else
                             "there are no traces to continue",
                             "sample more traces (analysis.errors.n) of more questions (analysis.errors.questions)")

@@ -13,8 +13,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from upft import diagnosis, ledger, models
 from upft.specs import DiagnoseSpec
 from upft.stages import Host
@@ -32,7 +30,7 @@ def run(spec: DiagnoseSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
     (out / diagnosis.FILE).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if found["suggested"] is not None:
         tokens = "token" if found["suggested"] == 1 else "tokens"
-        host.console.say(f"  suggested prefix length: {found['suggested']} {tokens}. {escape(found['reason'])}")
+        host.console.say(f"  suggested prefix length: {found['suggested']} {tokens}. {found['reason']}")
 
 
 def diagnose(spec: DiagnoseSpec, samples: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ scores.json (see `upft.answers`), ledger.json. Knows nothing of training.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,36 +30,35 @@ _END = 16
 def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Ask every question `spec.n` times and grade each answer."""
     asked_for, questions = evaluation.items(spec)
+    if host.share is not None:
+        asked_for = list(host.share.of(iter(asked_for)))
     if questions.duplicates:
         host.console.warn(f"{questions.name}: {questions.duplicates} duplicate questions, each asked once")
     source, adapter = models.trained_as(models.resolve(spec.model.source), inputs.get("model"))
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     sampling = resolve_sampling(spec.sampling, source, tokenizer)
     evaluation.check_sampling(spec, sampling)
-    related, rescue, cost = host.relatives(spec, inputs), rollouts.Rescue(), ledger.Ledger()
+    elsewhere, rescue, cost = host.elsewhere(spec, inputs), rollouts.Rescue(), ledger.Ledger()
     with ledger.Meter() as meter:
-        engine = host.engines.later(told(related, answers.SCORES), spec.sampling.engine, source, spec.sampling.dtype,
+        engine = host.engines.later(told(elsewhere, answers.SCORES), spec.sampling.engine, source, spec.sampling.dtype,
                                     spec.model.trust_remote_code, adapter)
         prompts = evaluation.prompts(spec, asked_for, Prompter(tokenizer, spec.prompt), engine.context)
         asked = rollouts.Asked.of(prompts, spec.n, spec.sampling.seed)
         with SampleLog(out / RESUME) as log, Graders() as graders:
-            drawn = rollouts.resumed(log, asked, False, rescue, host.console, "answering")
-            for earlier in related if len(drawn.missing()) else ():
-                rollouts.take_over(earlier, asked, drawn, False, rescue)
-            if rescue.taken:
-                host.console.say(f"  answering: {rescue.taken:,} of {len(asked):,} are in the store already")
-            marks = _Marks(graders, spec, asked_for, asked, tokenizer)
-            for number in sorted(set(range(len(asked))) - set(drawn.missing().tolist())):
-                marks.put(number, drawn[number])
-            rollouts.draw(engine, sampling, asked, drawn, host.console, "answering", watch=marks.put)
-            marks.wait(host, len(asked))
+            marks = _Marks(graders, spec, asked_for, asked, tokenizer)  # the whole stage grades, its shards do not
+            drawn = rollouts.gather(engine, sampling, asked, log, elsewhere, rescue, host.console, "answering", "answers",
+                                    marks.put if host.share is None else None)
             priced = rollouts.price(cost, asked, drawn, shapes.read_shape(source))
-            rows = _rows(spec, asked_for, asked, priced, marks)
-            answers.write(out, rows, {**_about(spec, sampling, engine), "reused_after_interruption": rescue.reused,
-                                      "taken_from_other_evaluations": rescue.taken, "dropped_log_lines": rescue.dropped})
+            about = {**_about(spec, sampling, engine), "reused_after_interruption": rescue.reused,
+                     "taken_from_other_evaluations": rescue.taken, "dropped_log_lines": rescue.dropped}
+            if host.share is not None:
+                rollouts.hand_over(log, priced, out)
+                (out / answers.SCORES).write_text(json.dumps(about, indent=1) + "\n")
+            else:
+                marks.wait(host, len(asked))
+                answers.write(out, _rows(spec, asked_for, asked, priced, marks), about)
     cost.reused_tokens = rescue.taken_tokens
-    meter.fill(cost, host.gpus)
-    cost.write(out)
+    host.settle(cost, meter, out)
 
 
 class _Marks:

@@ -27,8 +27,9 @@ def run(spec: GradeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     samples = inputs["samples"]
     tokenizer = models.load_tokenizer(models.resolve(spec.model.source), spec.model.trust_remote_code)
     told = json.loads((samples / "samples.json").read_text())
+    noun = "prefixes" if "sources" in told else "questions"  # as `branch` tells it: what its traces are answers to
     questions = graded = right = unread = some = 0
-    with ledger.Meter() as meter, host.console.bar("grading", told["questions"], "questions") as bar, Graders() as graders, \
+    with ledger.Meter() as meter, host.console.bar("grading", told["questions"], noun) as bar, Graders() as graders, \
             (out / traces.VERDICTS).open("w", encoding="utf-8") as stream:
         asked = traces.read(samples)
         for together in _blocks(asked):
@@ -52,7 +53,7 @@ def run(spec: GradeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
         "no_answer": unread,
         "questions_with_a_right_trace": some,
     }, indent=1) + "\n")
-    host.console.say(f"  {right:,} of {graded:,} traces are right; {questions - some:,} of {questions:,} questions have none")
+    host.console.say(f"  {right:,} of {graded:,} traces are right; {questions - some:,} of {questions:,} {noun} have none")
 
 
 def _blocks(asked: Iterator[traces.Sampled]) -> Iterator[list[traces.Sampled]]:

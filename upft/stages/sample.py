@@ -24,6 +24,7 @@ from upft.errors import DataError
 from upft.prompts import Prompter
 from upft.sample_log import SampleLog
 from upft.sampler import resolve_sampling
+from upft.shards import Share
 from upft.specs import SampleSpec
 from upft.stages import Host, told
 from upft.store import RESUME
@@ -39,9 +40,9 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     cost, rescue, found = ledger.Ledger(), rollouts.Rescue(), Found()
     with ledger.Meter() as meter:
         # May refuse a question: before the engine starts.
-        asked_for = _Questions.written(spec, out / "questions.jsonl", Prompter(tokenizer, spec.prompt))
-        related = host.relatives(spec, inputs)
-        engine = host.engines.later(told(related, FILE), spec.sampling.engine, source, spec.sampling.dtype,
+        asked_for = _Questions.written(spec, out / "questions.jsonl", Prompter(tokenizer, spec.prompt), host.share)
+        elsewhere = host.elsewhere(spec, inputs)
+        engine = host.engines.later(told(elsewhere, FILE), spec.sampling.engine, source, spec.sampling.dtype,
                                     spec.model.trust_remote_code, adapter)
         too_long = asked_for.fit(engine.context, longest, spec.trace_max_tokens)
         said(host, asked_for, too_long, engine.context)
@@ -49,21 +50,19 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         asked = rollouts.Asked(asked_for.prompt, asked_for.ids(), asked_for.limits, asked_for.lengths, spec.n,
                                spec.sampling.seed)
         with SampleLog(out / RESUME) as log:
-            drawn = rollouts.resumed(log, asked, spec.logprobs, rescue, host.console, "sampling")
-            for earlier in related if len(drawn.missing()) else ():
-                rollouts.take_over(earlier, asked, drawn, spec.logprobs, rescue)
-            if rescue.taken:
-                host.console.say(f"  sampling: {rescue.taken:,} of {len(asked):,} are in the store already")
-            rollouts.draw(engine, sampling, asked, drawn, host.console, "sampling",
-                          "questions" if spec.n == 1 else "traces")
-            with (out / "samples.jsonl").open("w", encoding="utf-8") as stream:
-                for number, rollout in enumerate(rollouts.price(cost, asked, drawn, shapes.read_shape(source))):
-                    kind = "trace" if asked_for.whole[number // spec.n] else "prefix"
-                    found.count(kind, rollout.finish_reason)
-                    stream.write(json.dumps(_row(rollout, kind), separators=(",", ":")) + "\n")
+            drawn = rollouts.gather(engine, sampling, asked, log, elsewhere, rescue, host.console, "sampling",
+                                    "questions" if spec.n == 1 else "traces")
+            priced = rollouts.price(cost, asked, drawn, shapes.read_shape(source))
+            if host.share is not None:
+                rollouts.hand_over(log, priced, out)
+            else:
+                with (out / "samples.jsonl").open("w", encoding="utf-8") as stream:
+                    for number, rollout in enumerate(priced):
+                        kind = "trace" if asked_for.whole[number // spec.n] else "prefix"
+                        found.count(kind, rollout.finish_reason)
+                        stream.write(json.dumps(_row(rollout, kind), separators=(",", ":")) + "\n")
     cost.reused_tokens = rescue.taken_tokens
-    meter.fill(cost, host.gpus)
-    cost.write(out)
+    host.settle(cost, meter, out)
     (out / FILE).write_text(json.dumps({
         "questions": len(asked_for.limits),
         "duplicates": asked_for.duplicates,
@@ -122,38 +121,38 @@ class _Questions:
     """
 
     def __init__(self, path: Path, places: np.ndarray, lengths: np.ndarray, whole: np.ndarray, name: str,
-                 duplicates: int) -> None:
-        self._path, self._places = path, places
+                 duplicates: int, part: bool) -> None:
+        self._path, self._places, self._part = path, places, part
         self.lengths, self.whole, self.limits = lengths, whole, np.zeros_like(lengths)
         self.name, self.duplicates = name, duplicates
         self._file = path.open("rb")
 
     @classmethod
-    def written(cls, spec: SampleSpec, path: Path, prompter: Prompter) -> _Questions:
-        """Read, check, render and write every question of the data. Raises DataError and ModelError."""
+    def written(cls, spec: SampleSpec, path: Path, prompter: Prompter, share: Share | None) -> _Questions:
+        """Read, check, render and write every question of the data, or of a share of it. Raises DataError and ModelError."""
         stream = datasets.Stream(spec.questions)
         places, lengths, whole = array("q"), array("q"), array("b")
         with path.open("wb") as out:
-            for question in stream:
+            for question in stream if share is None else share.of(iter(stream)):
                 ids = prompter.ids(question.text)
                 places.append(out.tell())
                 lengths.append(len(ids))
                 whole.append(prefix.carries_trace(question.id, spec.trace_ratio))
                 out.write(json.dumps({"id": question.id, "text": question.text, "answer": question.answer,
                                       "prompt_ids": ids}, ensure_ascii=False).encode() + b"\n")
-        return cls(path, np.array(places), np.array(lengths), np.array(whole, dtype=bool),
-                   stream.name, stream.duplicates)
+        return cls(path, np.array(places), np.array(lengths), np.array(whole, dtype=bool), stream.name, stream.duplicates,
+                   share is not None)
 
     def fit(self, context: int, prefix_tokens: int, trace_tokens: int) -> TooLong:
         """Set the limits; leave out (of the file too) what does not fit: a prefix must fit whole, of a trace a token.
 
-        Raises DataError where nothing is left.
+        Raises DataError where nothing is left of all questions (of a share there may be nothing).
         """
         wanted = np.where(self.whole, trace_tokens, prefix_tokens)
         room = context - self.lengths
         fits = room >= np.where(self.whole, 1, wanted)
         lost = np.flatnonzero(~fits)
-        if len(lost) == len(fits):
+        if len(lost) == len(fits) and not self._part:
             raise DataError(f"all {len(fits)} questions are longer than the model's context of {context} tokens",
                             "use shorter questions or a model with a longer context")
         first = self._line(int(lost[0]))["id"] if len(lost) else None
