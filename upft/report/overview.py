@@ -25,13 +25,14 @@ SCHEMA = 1
 
 
 def render(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[Table], figures: Mapping[str, Drawn],
-           commands: Sequence[str]) -> str:
-    """The whole page."""
+           commands: Sequence[str], missing: Sequence[str] = ()) -> str:
+    """The whole page. missing: cells that should be on it and are not."""
     from markupsafe import Markup
 
     return page.environment().get_template("overview.html.j2").render(
-        title=title(settings), under=under(settings, cases), findings=findings(settings), tables=tables, marks=MARKS,
-        figures=page.shown(figures), captions={name: curves.caption(name) for name in figures}, examples=_examples(settings),
+        title=title(settings), under=under(settings, cases), absent=absent(missing), findings=findings(settings), tables=tables,
+        marks=MARKS, figures=page.shown(figures),
+        captions={name: curves.caption(name) for name in figures}, examples=_examples(settings),
         shorten=page.rest, commands=commands, versions=versions(cases), resolved=_resolved(settings),
         css=Markup((page.FOLDER / "style.css.j2").read_text(encoding="utf-8")), script=Markup(page.script()),
         policy=page.policy())
@@ -51,6 +52,14 @@ def under(settings: Sequence[Setting], cases: Sequence[Case]) -> str:
     own, training = ({seed[place] for seed in seeds} for place in (0, 1))
     told = _seeds("seed", own) if own == training else f"{_seeds('seed', own)}, {_seeds('training seed', training)}"
     return f"{len(cases)} cell{'s' * (len(cases) != 1)}, {len(settings)} setting{'s' * (len(settings) != 1)}, {told}"
+
+
+def absent(missing: Sequence[str]) -> str:
+    """Which cells are not on the page; nothing where all are."""
+    if not missing:
+        return ""
+    cells = "1 cell of this sweep has" if len(missing) == 1 else f"{len(missing)} cells of this sweep have"
+    return f"{cells} no report yet: {'; '.join(missing)}"
 
 
 def _seeds(name: str, found: Set[int]) -> str:
@@ -111,9 +120,10 @@ def _resolved(settings: Sequence[Setting]) -> list[dict[str, str]]:
 
 
 def as_markdown(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[Table], figures: Mapping[str, Drawn],
-                commands: Sequence[str]) -> str:
+                commands: Sequence[str], missing: Sequence[str] = ()) -> str:
     """report.md: the page without its examples."""
     parts = [f"# {markdown.escaped(title(settings))}\n\n{markdown.escaped(under(settings, cases))}\n"]
+    parts += [f"**{markdown.escaped(absent(missing))}**\n"] if missing else []
     parts += [f"**{markdown.escaped(one['what'])}** {markdown.escaped(one['numbers'])}\n" for one in findings(settings)]
     parts += [markdown.table(one) for one in tables if one.name != "cells"]
     parts += [f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n\n{curves.caption(name)}\n"
@@ -125,10 +135,11 @@ def as_markdown(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequ
 
 
 def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping[str, Drawn],
-            commands: Sequence[str]) -> dict[str, Any]:
+            commands: Sequence[str], missing: Sequence[str] = ()) -> dict[str, Any]:
     """results.json (docs/report.md)."""
     return {
         "schema": SCHEMA, "title": title(settings), "source_of_published": paper.told()["source"], "commands": list(commands),
+        "missing": list(missing),
         "figures": {name: drawn.alt for name, drawn in figures.items()},
         "bases": [{"model": base.model, "tasks": {task: _asked(one) | {"accuracy": asdict(one.accuracy)}
                                                   for task, one in base.tasks.items()},
