@@ -21,6 +21,7 @@ from login import ROOT, SMALL, Desk
 from test_sweep import contents, stage_of
 
 from upft.sample_log import FILE, SampleLog
+from upft.store import RESUME
 
 sys.path.insert(0, str(ROOT / "tests"))
 from test_mirror import Told
@@ -63,7 +64,7 @@ class Case:
 
     def done(self) -> int:
         """Steps of the unfinished training, or samples of the unfinished sampling."""
-        name = "metrics.jsonl" if self.stage == "train" else FILE
+        name = "metrics.jsonl" if self.stage == "train" else f"{RESUME}/{FILE}"
         return sum(path.read_bytes().count(b"\n") for path in self.desk.store.glob(f"{self.stage}/*.partial/{name}"))
 
     def freeze(self) -> bool:
@@ -117,19 +118,23 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
                 while number := case.job(other)[0]:
                     cluster.ask("scancel", number)
 
-    with ThreadPoolExecutor(len(made)) as pool:
+    def disturb(name: str) -> None:
+        case = made[name]
+        case.desk.until(case.freeze, 240, f"{name} did not begin")
+        if name in ("time", "once too often"):
+            run_out(case, name == "time")
+
+    with ThreadPoolExecutor(2 * len(made)) as pool:
         begun = [pool.submit(begin, name) for name in made]
-        case = made["killed"]
-        case.desk.until(lambda: sum(one.freeze() for one in made.values()) == len(made), 240, "they did not begin")
-        for one in begun:
+        disturbed = {name: pool.submit(disturb, name) for name in made}
+        for one in (*begun, *(disturbed[name] for name in ("killed", "grace", "sampling"))):
             one.result()
-        told = [pool.submit(run_out, made["time"], True), pool.submit(run_out, made["once too often"], False)]
         preempt(made)
-        for one in told:
+        for one in disturbed.values():
             one.result()
     yield made
-    for one in made.values():
-        one.go_on()
+    for case in made.values():
+        case.go_on()
     for number in {one.partition("_")[0] for one in case.desk.queue()}:
         cluster.ask("scancel", number)
 
@@ -157,7 +162,7 @@ def preempt(cases: dict[str, Case]) -> None:
 
 def drawn(store: Path) -> set[tuple[str, int]]:
     """(question, index) of every sample in the log of an unfinished sampling; none is there twice."""
-    for path in store.glob(f"sample/*.partial/{FILE}"):
+    for path in store.glob(f"sample/*.partial/{RESUME}/{FILE}"):
         with SampleLog(path.parent) as log:
             found = [(record["id"], record["index"]) for _, record in log.read()]
         assert len(set(found)) == len(found)
