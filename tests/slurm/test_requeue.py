@@ -80,10 +80,15 @@ class Case:
         [key] = {path.name.removesuffix(".partial") for path in self.desk.store.glob(f"{self.stage}/*")}
         return Path(json.loads((self.desk.store / ".jobs" / "records" / f"{key}.json").read_text())["log"]).read_text()
 
+    def timed_out(self) -> bool:
+        """Whether SLURM has said that its time is up."""
+        return any("is timed-out" in log.read_text() for log in self.desk.store.glob(".jobs/submitted/*/*_log.out"))
+
     def go_on(self) -> None:
         """Undo `freeze`."""
-        with suppress(ProcessLookupError):
-            os.kill(self.frozen, signal.SIGCONT)
+        if self.frozen:
+            with suppress(ProcessLookupError):
+                os.kill(self.frozen, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +124,9 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
                     cluster.ask("scancel", number)
 
     def disturb(name: str) -> None:
-        case = made[name]
-        case.desk.until(case.freeze, 240, f"{name} did not begin")
-        if name in ("time", "once too often"):
+        case, timed = made[name], name in ("time", "once too often")
+        case.desk.until(lambda: case.freeze() or (timed and case.timed_out()), 240, f"{name} did not begin")
+        if timed:
             run_out(case, name == "time")
 
     with ThreadPoolExecutor(2 * len(made)) as pool:
@@ -142,7 +147,7 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
 def run_out(case: Case, prolong: bool) -> None:
     """SLURM says that the time is up, and the training goes on to the end of its step. prolong: give the next start more time,
     or a slow machine would need many."""
-    case.desk.until(lambda: "is timed-out" in case.log(), 90, "nobody said that the time was up")
+    case.desk.until(case.timed_out, 90, "nobody said that the time was up")
     case.go_on()
     if prolong:
         case.desk.until(lambda: case.job()[1] == "PENDING", 60, "it was not requeued")
@@ -182,6 +187,8 @@ def end(case: Case, calm: Path) -> tuple[list[int], list[int]]:
     resumed = [int(line.split()[-1]) for line in lines if "training goes on after step" in line]
     [key] = [path.name for path in case.desk.store.glob("train/*")]
     told = [Told.of(file) for file in sorted(case.desk.store.parent.glob("wandb/offline-run-*/*.wandb"))]
+    assert {one.run.run_id for one in told} == {path.parent.name for path in case.desk.store.glob("[a-z]*/*/manifest.json")}, (
+        "every stage is a run, those too that were there before")
     told = [one for one in told if one.run.job_type == "train"]
     assert {one.run.run_id for one in told} == {key}, "one run, whatever the number of starts"
     assert len(told) == len(resumed) + 2, "of each start a file, and of the finished training one"
