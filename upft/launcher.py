@@ -238,7 +238,7 @@ def _submit(group: Group, records: Records, compute: ComputeConfig, settings: Sl
     asked = resources(group.stage, compute, settings, group.gathers)
     count = nodes(group.jobs[0], compute)
     tasks = compute.devices if group.name == "train" and count * compute.devices > 1 and count > 1 else 1
-    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues)
+    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues, python=settings.python)
     known: dict[str, Any] = {
         "job_name": _name(group, machine), "partition": asked.partition, "time": asked.minutes or 60 * 24, "nodes": count,
         "ntasks_per_node": tasks, "cpus_per_task": asked.cpus, "gpus_per_node": asked.gpus or None,
