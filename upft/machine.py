@@ -76,7 +76,8 @@ class SlurmConfig:
     sbatch: dict[str, str] = field(default_factory=dict)
     """Other parameters of sbatch by their long names, such as account, qos, constraint."""
     python: str | None = None
-    """Command that starts Python in a job, such as `apptainer exec --nv upft.sif python`; null = the interpreter that submits."""
+    """Command that starts Python in a job, such as `apptainer exec --nv upft.sif python`; null = the interpreter that
+    submits."""
     setup: list[str] = field(default_factory=list)
     """Shell lines to run in a job before anything else, such as `module load cuda`."""
 

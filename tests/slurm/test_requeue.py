@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,8 @@ MINUTE = ["compute.slurm.stages.train.minutes=1", "compute.slurm.signal_s=25"]
 CASES = {
     "killed": [*LONG, f"{NODE}n1", "compute.checkpoint_every_s=0"],
     "grace": [*LONG, f"{NODE}n1", "compute.slurm.gpu.partition=grace"],
+    "kill -9": [*LONG, f"{NODE}n2", "compute.checkpoint_every_s=0"],
+    "scancel": [*LONG, f"{NODE}n2", "compute.checkpoint_every_s=0"],
     "sampling": [*MANY, f"{NODE}n1"],
     "time": [*LONG, f"{NODE}n2", *MINUTE],
     "once too often": [*LONG, f"{NODE}n2", *MINUTE, "compute.slurm.requeues=0"],
@@ -112,7 +114,7 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
 
     def begin(name: str) -> None:
         case = made[name]
-        if name != "sampling":
+        if name != "sampling" and not case.desk.store.exists():
             shutil.copytree(calm, case.desk.store, ignore=shutil.ignore_patterns(
                 ".locks", "report", "train", *(path.parent.name for path in calm.glob("evaluate/*/spec.json")
                                                if json.loads(path.read_text())["inputs"])))
@@ -123,14 +125,23 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
                 while number := case.job(other)[0]:
                     cluster.ask("scancel", number)
 
+    begun: list[Future[None]] = []
+
     def disturb(name: str) -> None:
         case, timed = made[name], name in ("time", "once too often")
         case.desk.until(lambda: case.freeze() or (timed and case.timed_out()), 240, f"{name} did not begin")
         if timed:
             run_out(case, name == "time")
+        elif name == "kill -9":
+            os.kill(case.frozen, signal.SIGKILL)
+        elif name == "scancel":
+            begun[list(made).index(name)].result()
+            cluster.ask("scancel", case.job()[0])
+            case.desk.until(lambda: not any(case.job(one)[0] for one in ("train", "evaluate", "report")), 60, "it goes on")
+            begin(name)
 
     with ThreadPoolExecutor(2 * len(made)) as pool:
-        begun = [pool.submit(begin, name) for name in made]
+        begun += [pool.submit(begin, name) for name in made]
         disturbed = {name: pool.submit(disturb, name) for name in made}
         for one in (*begun, *(disturbed[name] for name in ("killed", "grace", "sampling"))):
             one.result()
@@ -198,14 +209,15 @@ def end(case: Case, calm: Path) -> tuple[list[int], list[int]]:
     return stopped, resumed
 
 
-@pytest.mark.parametrize("name", ["killed", "grace"])
-def test_a_preempted_training_goes_on_from_its_checkpoint(name: str, cases: dict[str, Case], calm: Path):
-    """With a grace, of a minute here, the job ends by itself long before it; without one SLURM kills after KillWait, here too
-    soon for a checkpoint of its own on a slow machine: then it is the last one on disk."""
+@pytest.mark.parametrize("name", ["killed", "grace", "kill -9", "scancel"])
+def test_a_training_that_is_stopped_goes_on_from_its_checkpoint(name: str, cases: dict[str, Case], calm: Path):
+    """Preempted, with a grace of a minute: the job ends by itself long before. Preempted without one, or cancelled: SLURM kills
+    after KillWait, which here may be too soon for a checkpoint; then it is the last one on disk. Killed: tried again within
+    its job. Cancelled: submitted again by the same command."""
     stopped, resumed = end(cases[name], calm)
     assert len(resumed) == 1
     assert 3 <= resumed[0] < STEPS
-    assert stopped == resumed or (name == "killed" and not stopped)
+    assert stopped == resumed or (name != "grace" and not stopped)
 
 
 def test_a_preempted_sampling_draws_nothing_twice(cases: dict[str, Case]):
