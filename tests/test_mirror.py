@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -127,6 +128,21 @@ def test_each_stage_is_one_run_of_its_kind(sweep: Path) -> None:
     train = one(found, next(key for key, name in made.items() if name == "train"))
     told = json.loads((sweep / "train" / train.run.run_id / "train.json").read_text())
     assert train.summary["train/last_loss"] == told["last_loss"]
+
+
+@pytest.mark.slow
+def test_hits_are_told_by_whoever_hands_out_the_jobs(sweep: Path, tmp_path: Path) -> None:
+    """A cell whose stages were all there has its run too, as in a serial sweep."""
+    store = tmp_path / "store"
+    shutil.copytree(sweep, store, ignore=shutil.ignore_patterns(mirror.FOLDER, ".locks"))
+    out = command(store, *SWEEP, "tracker=wandb", "tracker.project=upft-test", "compute.parallel=2", NETRC=str(store / "none"))
+    assert out.returncode == 0, out.stderr
+    assert ", 0 to be made" in out.stdout
+    found = runs(tmp_path)
+    assert sorted(told.run.run_id for told in found) == sorted(p.parent.name for p in store.glob("[a-z]*/*/manifest.json"))
+    cells = {told.config["cell"]: told.run.run_group for told in found if told.run.job_type == "report"}
+    assert sorted(cells) == ["prefix.len=4", "prefix.len=8"]
+    assert set(cells.values()) == {told.run.run_group for told in runs(sweep.parent)}
 
 
 @pytest.mark.slow
