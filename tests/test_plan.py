@@ -230,6 +230,9 @@ def test_each_stage_depends_on_what_it_uses_only(parse, bases):
     assert changed("sample.n=2") == {"sample", "diagnose", "build", *trained}
     assert changed("eval.n=2") == {"evaluate base", "evaluate upft", "report"}
     assert changed("model.name=other") == {"report"}
+    assert changed("train.seed=1") == trained
+    assert changed("train.seed=0") == set()
+    assert changed("seed=1", "train.seed=0") == {"sample", "diagnose", "build", "evaluate base", *trained}
     assert changed("seed=1") == {"sample", "diagnose", "build", "evaluate base", *trained}
 
 

@@ -70,6 +70,10 @@ class Board:
         self.console.say(table, markup=True)
         self.console.say(f"python -m upft.jobs list {self.sweep.id} --store {self.store}   shows how far it is")
 
+    def closes(self, job: str) -> None:
+        """The job that writes the page on all cells."""
+        self.console.say(f"job {job} writes {self.store}/sweeps/{self.sweep.id}/report.html when all their reports are over")
+
     def _word(self, job: Job, before: Mapping[str, Standing]) -> str:
         if job.key in self.work.todo:
             return "submitted"

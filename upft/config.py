@@ -248,8 +248,13 @@ class TrainConfig:
     """Arithmetic of the forward and backward pass, and format of the weights while they are trained."""
     lora: LoraConfig | None = None
     """Train low-rank adapters; null = all weights. `train=lora` fills it in."""
+    seed: int = MISSING
+    """Order of the rows, dropout, first adapters, rounding; as it comes the cell's seed. Trainings that differ in it alone
+    share their samples and the base model's answers."""
 
     def __post_init__(self) -> None:
+        if self.seed != MISSING:
+            demand(self.seed >= 0, "train.seed", self.seed, "use 0 or more")
         if self.epochs != MISSING:
             demand(self.epochs >= 1, "train.epochs", self.epochs, "use 1 or more")
         if self.lr != MISSING:
@@ -291,7 +296,7 @@ class Config:
     tracker: TrackerConfig = MISSING
     run: RunConfig = MISSING
     seed: int = 0
-    """Seed of everything drawn at random."""
+    """Seed of everything drawn at random; the training may have its own, train.seed."""
     plan: bool = False
     """Print the stages and the first rows instead of running."""
 

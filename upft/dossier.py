@@ -23,11 +23,12 @@ from upft.specs import ReportSpec
 from upft.stages import report as stage
 
 
-def write(reports: Sequence[Path], out: Path, command: str | None = None) -> Path:
+def write(reports: Sequence[Path], out: Path, command: str | None = None, missing: Sequence[str] = ()) -> Path:
     """Write the report on those cells into `out` and return its page.
 
     reports: folders of report artifacts, `STORE/report/KEY`, with the artifacts they were made from in the same store.
     command: what makes these cells, where one command does (a sweep's); else the commands that the cells themselves note.
+    missing: names of cells that belong to these and have no report.
     Files of an earlier report in `out` are replaced, others are left alone. Raises StoreError for a folder that is no report,
     or whose artifacts are gone, and DataError for answers that cannot be paired.
     """
@@ -40,11 +41,13 @@ def write(reports: Sequence[Path], out: Path, command: str | None = None) -> Pat
     commands = [redaction.text(one) for one in ([command] if command is not None else commands_of(ordered))]
     try:
         files.write(out, made, figures)
-        (out / "report.md").write_text(overview.as_markdown(found, ordered, made, figures, commands), encoding="utf-8")
-        told = overview.as_json(found, ordered, figures, commands)
+        (out / "report.md").write_text(overview.as_markdown(found, ordered, made, figures, commands, missing),
+                                       encoding="utf-8")
+        told = overview.as_json(found, ordered, figures, commands, missing)
         (out / "results.json").write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
                                           encoding="utf-8")
-        (out / "report.html").write_text(overview.render(found, ordered, made, figures, commands), encoding="utf-8")
+        (out / "report.html").write_text(overview.render(found, ordered, made, figures, commands, missing),
+                                         encoding="utf-8")
     except OSError as error:
         raise StoreError(f"the report cannot be written into {out}: {error.strerror}", "give another folder") from error
     return out / "report.html"
@@ -91,4 +94,5 @@ def _rebuilt(case: Case) -> str:
         method += "_label_filter"
     prefix = [] if r["prefix_len"] is None else [f"prefix.len={r['prefix_len']}", f"prefix.ratio={r['ratio']:g}"]
     return " ".join(["python run.py", f"model={r['model']}", f"data={r['data']}", f"method={method}", *prefix,
-                     f"seed={r['seed']}", " # and what else its specs below say"])
+                     f"seed={r['seed']}", *([f"train.seed={r['train_seed']}"] if "train_seed" in r else []),
+                     " # and what else its specs below say"])

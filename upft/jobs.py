@@ -79,6 +79,7 @@ def show(records: Records, sweep: Sweep, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from upft import closing
     from upft.board import COLOUR, tell_failures
 
     cells = records.cells(sweep)
@@ -94,6 +95,10 @@ def show(records: Records, sweep: Sweep, console: Console) -> None:
                       f"[{COLOUR[one.state]}]{one.state.value}[/]", escape(one.reason))
     console.say(f"\nsweep {sweep.id}, from {sweep.folder}: {shlex.join(sweep.command)}")
     console.say(table, markup=True)
+    if len(cells) > 1:
+        last, written = records.under_way(closing.key(sweep)), records.store.root / "sweeps" / sweep.id / "report.html"
+        console.say(f"all cells: {written if written.is_file() else 'no page yet'}"
+                    + (f"; job {last.job} writes it when their reports are over" if last is not None else ""))
     tell_failures(console, cells, standings, jobs)
 
 
@@ -111,7 +116,7 @@ def logs(records: Records, key: str | None, lines: int) -> None:
 
 def cancel(records: Records, sweep: Sweep, console: Console) -> None:
     """End a sweep's jobs, but for those another sweep waits for."""
-    from upft import slurm
+    from upft import closing, slurm
     from upft.records import State
 
     others = {stage.key for other in records.sweeps() if other.id != sweep.id for cell in records.cells(other)
@@ -120,6 +125,9 @@ def cancel(records: Records, sweep: Sweep, console: Console) -> None:
     made: list[Job] = [*stages.values(), *records.shards(stages.values())]
     jobs = [one.record.job for one in records.standings(made).values()
             if one.record is not None and one.state in (State.queued, State.running)]
+    last = records.under_way(closing.key(sweep))
+    if last is not None:
+        jobs.append(last.job)
     if jobs:
         slurm.cancel(jobs)
     console.say(f"sweep {sweep.id}: {len(jobs)} jobs cancelled")

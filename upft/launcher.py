@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from upft import local, mirror, multirun, pipeline, slurm
+from upft import closing, local, mirror, multirun, pipeline, slurm
 from upft.attempt import Attempt, path
 from upft.board import Board, show_plan
 from upft.choices import Accelerator
@@ -92,7 +92,7 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
             sources = {held[stage.key].key: held[stage.key] for stage in cell.plan.stages if stage.key in held}
             pipeline.main(config, console, tuple(sources.values()))
         if not first.plan and alike:
-            page(sweep_id, cells, Store(first.run.store), told.command, console)
+            page(told, Store(first.run.store), console)
         return
     for name in ("compute", "tracker", "run"):
         odd = next((i for i, config in enumerate(configs) if getattr(config, name) != getattr(first, name)), None)
@@ -138,31 +138,32 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
     else:
         jobs = {key: one.record.job for key, one in standings.items()
                 if one.record is not None and one.state in (State.queued, State.running)}
-        jobs |= submit(work, records, compute, compute.slurm, machine, jobs)
+        made = submit(work, records, compute, compute.slurm, machine, jobs)
+        jobs |= made
         board.table(standings, jobs)
+        reports = {cell.plan.report.key for cell in cells}
+        if len(cells) > 1 and reports & set(made):
+            after = [made[key].partition("_")[0] if key in made else jobs[key] for key in sorted(reports) if key in jobs]
+            asked = resources("report", compute, compute.slurm)
+            board.closes(closing.submit(sweep, records, compute.slurm, asked, machine, after))
         if compute.wait:
             _wait(work, records, board)
     standings = records.standings(work.jobs)
     lacking = [cell.name for cell in cells if standings[cell.plan.report.key].state is not State.done]
+    if compute.slurm is None or compute.wait or not lacking:
+        page(sweep, store, console)
     if (compute.slurm is None or compute.wait) and lacking:
         board.failures(standings)
         raise SweepError(f"{len(lacking)} of {len(cells)} cells have no report: {'; '.join(lacking[:5])}"
                          + (" and others" if len(lacking) > 5 else ""),
                          f"python -m upft.jobs --store {store.root} tells why; the same command with compute.retry=true "
                          "tries again what has failed")
-    if not lacking:
-        page(sweep.id, cells, store, sweep.command, console)
 
 
-def page(sweep_id: str, cells: Sequence[Cell], store: Store, command: Sequence[str], console: Console) -> None:
-    """Write the report on all cells of a sweep into STORE/sweeps/ID."""
-    if len(cells) == 1:
-        return
-    from upft import dossier
-
-    written = dossier.write([store.path("report", cell.plan.report.key) for cell in cells], store.root / "sweeps" / sweep_id,
-                            shlex.join(["python", *command[1:]]))
-    console.say(f"all {len(cells)} cells: {pipeline.shown(written)}")
+def page(sweep: Sweep, store: Store, console: Console) -> None:
+    """Write the report on the cells of a sweep that have one into STORE/sweeps/ID; none on a single cell."""
+    if len(sweep.cells) > 1 and (written := closing.write(store, sweep)) is not None:
+        console.say(f"all {len(sweep.cells)} cells: {pipeline.shown(written)}")
 
 
 def shard_count(compute: ComputeConfig, stage: Stage) -> int:

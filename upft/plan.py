@@ -253,7 +253,7 @@ class _Cell:
         return TrainSpec(
             model=self.model, epochs=t.epochs, lr=t.lr, beta1=t.beta1, beta2=t.beta2, eps=t.eps, weight_decay=t.weight_decay,
             warmup_ratio=t.warmup_ratio, batch_size=t.batch_size, grad_clip=t.grad_clip, reduction=t.reduction,
-            precision=t.precision, lora=self.lora, seed=self.config.seed)
+            precision=t.precision, lora=self.lora, seed=t.seed)
 
     def _verifier(self, verifier: VerifierConfig, generator: Stage) -> None:
         """Train a verifier on pairs of the last round's sampling, and let it choose among the generator's answers."""

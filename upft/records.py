@@ -136,6 +136,14 @@ class Records:
         """A stage's last job."""
         return self._load(f"records/{key}.json", Record)
 
+    def under_way(self, key: str) -> Record | None:
+        """A job of that record which SLURM has in its queue."""
+        record = self.record(key)
+        if record is None or record.job == LOCAL or not slurm.here():
+            return None
+        job = slurm.queue().get(record.job)
+        return record if job is not None and job.name == record.name else None
+
     def said(self, key: str) -> Note | None:
         """What its last job said last."""
         return self._load(f"attempts/{key}.json", Note)

@@ -3,7 +3,8 @@
 SELECTION is any mix of
   a report's key or its first 6 digits or more, or the folder of a report artifact
   a sweep's id or its beginning (python -m upft.jobs shows them), or its folder, STORE/sweeps/ID
-  NAME=VALUE[,VALUE...]: keep the cells with that setting: model, data, method, seed, task, prefix.len, prefix.ratio
+  NAME=VALUE[,VALUE...]: keep the cells with that setting: model, data, method, seed, train.seed, task, prefix.len,
+                         prefix.ratio
 Without keys, folders and sweeps every report of the store is taken. All filters must hold.
 
   python -m upft.report                                      all cells of ./store
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from upft.records import Sweep
 
 SHORTEST = 6
-NAMES = ("model", "data", "method", "seed", "task", "prefix.len", "prefix.ratio")
+NAMES = ("model", "data", "method", "seed", "train.seed", "task", "prefix.len", "prefix.ratio")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -154,10 +155,13 @@ def _settings(folder: Path) -> dict[str, list[str]]:
     from upft.errors import StoreError
 
     try:
-        spec: dict[str, Any] = json.loads((folder / "spec.json").read_text(encoding="utf-8"))["spec"]
+        identity: dict[str, Any] = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+        spec, training = identity["spec"], folder.parent.parent / "train" / str(identity["inputs"].get("train")) / "spec.json"
+        own = json.loads(training.read_text(encoding="utf-8"))["spec"]["seed"] if training.is_file() else spec["seed"]
         method = [str(spec["method"])] + (["upft_label_filter"] if "label filter" in str(spec.get("label")) else [])
         return {"model": [spec["model"]], "data": [spec["data"]], "method": method[-1:], "seed": [str(spec["seed"])],
-                "task": list(spec["tasks"]), "prefix.len": ["null" if spec["prefix_len"] is None else str(spec["prefix_len"])],
+                "train.seed": [str(own)], "task": list(spec["tasks"]),
+                "prefix.len": ["null" if spec["prefix_len"] is None else str(spec["prefix_len"])],
                 "prefix.ratio": [f"{spec['ratio']:g}"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder} is no report artifact: {error}", "give STORE/report/KEY") from error

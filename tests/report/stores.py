@@ -28,6 +28,7 @@ class Setting:
     prefix_len: int | None = 8
     ratio: float = 0.1
     seed: int = 0
+    train_seed: int | None = None
     gain: float = 0.2
     lr: float = 2e-6
     model: str = "qwen_math"
@@ -35,7 +36,7 @@ class Setting:
     tasks: tuple[str, ...] = ("gsm8k", "math500", "aime24", "gpqa")
 
 
-PAPER = tuple(Setting(method, label, length, ratio, seed, gain) for method, label, length, ratio, gain in (
+PAPER = tuple(Setting(method, label, length, ratio, seed, gain=gain) for method, label, length, ratio, gain in (
     ("sft", "SFT", None, 1.0, 0.0), ("rft", "RFT", None, 1.0, 0.15), ("upft", "UPFT", 8, 0.1, 0.2),
     ("upft", "UPFT", 32, 0.1, 0.45),
     ("upft", "UPFT", 8, 0.5, -0.3), ("upft", "UPFT + label filter", 8, 0.1, 0.25)) for seed in (0, 1))
@@ -99,7 +100,7 @@ def cell(root: Path, s: Setting, finished: str = "2026-03-01T10:04:05Z") -> Path
         Ledger(supervised_tokens=24_000 * length, forward_tokens=24_000 * (length + 90),
                flops=24_000 * (length + 90) * 4e10, seconds=60 + length, device_seconds=120 + 2 * length,
                peak_memory_bytes=2**31, peak_device_bytes=60 * 2**30),
-        {"lr": s.lr, "seed": s.seed},
+        {"lr": s.lr, "seed": s.seed if s.train_seed is None else s.train_seed},
         {"metrics.jsonl": [{"step": n + 1, "loss": 0.4 + 0.8 * 0.9**n + 0.01 * s.seed} for n in range(30)]})
     if not (train / "model").is_dir():
         (train / "model").mkdir()

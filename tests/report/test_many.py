@@ -176,7 +176,30 @@ def test_other_learning_rates_are_other_settings_and_say_so(tmp_path: Path) -> N
     one = Setting(tasks=("gsm8k",))
     reports = store(tmp_path / "store", [one, replace(one, seed=1), replace(one, lr=1e-5)])
     found = settings([dossier.read(report) for report in reports])
-    assert [(s.seeds, s.knobs) for s in found] == [([0], ("train.lr=1e-05",)), ([0, 1], ("train.lr=2e-06",))]
+    assert [(s.seeds, s.knobs) for s in found] == [
+        ([(0, 0)], ("train.lr=1e-05",)), ([(0, 0), (1, 1)], ("train.lr=2e-06",))]
+
+
+def test_seeds_of_the_training_alone_are_seeds_too(tmp_path: Path) -> None:
+    """One row with an interval over them; the base model's answers are the same for all, and are counted once."""
+    one = Setting(tasks=("gsm8k",))
+    every = [one, *(replace(one, train_seed=seed) for seed in (1, 2))]
+    reports = store(tmp_path / "store", every)
+    page = dossier.write(reports, tmp_path / "out").read_text()
+    told = json.loads((tmp_path / "out" / "results.json").read_text())
+    jsonschema.validate(told, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    [found] = told["settings"]
+    assert (found["seeds"], found["train_seeds"]) == ([0, 0, 0], [0, 1, 2])
+    before, after = (np.array([[row["right"] for row in of] for of in side], dtype=float).reshape(3, -1, 2).mean(axis=2)
+                     for side in ([rows("gsm8k", ("base", 0), 0.0)] * 3, [rows("gsm8k", s, s.gain) for s in every]))
+    assert len({tuple(row) for row in after}) == 3
+    assert found["tasks"]["gsm8k"]["paired"] == pytest.approx(vars(statistics.paired_over_seeds(before, after)))
+    assert found["tasks"]["gsm8k"]["accuracy"] == pytest.approx(vars(statistics.over_seeds(after)))
+    [base] = told["bases"]
+    assert base["tasks"]["gsm8k"]["samples"] == 2
+    assert [c["train_seed"] for c in told["cells"]] == [0, 1, 2]
+    assert "3 cells, 1 setting, seed 0, training seeds 0, 1, 2" in page
+    assert len(shelf.choose(["train.seed=1,2"], tmp_path / "store")[0]) == 2
 
 
 def test_of_two_reports_on_one_cell_the_later_counts(tmp_path: Path) -> None:

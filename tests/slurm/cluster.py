@@ -23,6 +23,8 @@ from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
+INSTALL_S = 140
+"""How long each of apt-get's two commands may take."""
 NODES = ("n1", "n2")
 GPUS = 2
 """Of each node: null devices that SLURM hands out as if they were GPUs."""
@@ -94,10 +96,13 @@ def install() -> None:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
-        for command in (["apt-get", "update", "-qq"],
-                        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
-            done = subprocess.run(command, capture_output=True, text=True,
-                                  env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "-o", "DPkg::Lock::Timeout=60",
+                                                       "--no-install-recommends", *PACKAGES]):
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=INSTALL_S,
+                                      env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+            except subprocess.TimeoutExpired as error:
+                raise ClusterError(f"{' '.join(command)} has not ended within {INSTALL_S} s") from error
             if done.returncode:
                 raise ClusterError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +18,17 @@ from login import Desk
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running one, where UPFT_SLURM is set (required: a machine that cannot have it fails instead of skipping)."""
-    if not os.environ.get("UPFT_SLURM"):
+    if os.environ.get("UPFT_SLURM", "0") in ("", "0"):
         pytest.skip("UPFT_SLURM is not set: UPFT_SLURM=1 installs and starts a real SLURM for these tests (Debian, root)")
-    root = Path(tempfile.mkdtemp(prefix="upft-slurm-", dir="/tmp"))  # short: the sockets' names have a limit
+    given = os.environ.get("UPFT_SLURM_ROOT")  # of somebody who stops what is left there, should this process be killed
+    root = Path(given or tempfile.mkdtemp(prefix="upft-slurm-", dir="/tmp"))  # short: the sockets' names have a limit
     made = Cluster(root, free_ports())
     # Asked to end, pytest goes through its fixtures' ends: nothing stays that was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         install()
         made.start()
-    except (ClusterError, OSError) as error:
+    except (ClusterError, OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(root, ignore_errors=True)
         if os.environ.get("UPFT_SLURM") == "required":
             raise

@@ -57,6 +57,32 @@ def test_24_cells_share_what_their_seed_and_length_do_not_reach(sweep):
     assert one_seed.served[shared.key] == 4
 
 
+def test_24_cells_that_differ_in_the_training_s_seed_are_two_samplings_and_two_base_evaluations(parse, models):
+    """And where each length samples for itself, six more that draw nothing: the longest holds their samples."""
+    from upft.sharing import covered
+
+    def arranged(*more: str) -> tuple[list[Cell], Work]:
+        hasher = Hasher()
+        cells = [Cell(f"{m.name} {t} {s}", plan(
+            parse(*SMALL[:2], f"model.path={m}", f"prefix.len={t}", f"train.seed={s}", *more), hasher))
+                 for m, t, s in itertools.product(models, (4, 8, 16, 32), (0, 1, 2))]
+        return cells, arrange(cells, there=set())
+
+    _, work = arranged("sample.max_tokens=32")
+    assert names(work) == {"sample": 2, "diagnose": 2, "evaluate base": 2, "build": 8, "train": 24, "evaluate trained": 24,
+                           "report": 24}
+    cells, apart = arranged()
+    assert names(apart) == {"sample": 8, "diagnose": 8, "evaluate base": 2, "build": 8, "train": 24, "evaluate trained": 24,
+                            "report": 24}
+    held = covered(apart.stages)
+    assert len(held) == 6
+    assert {one.spec.max_tokens for one in held.values()} == {32}
+    assert len({one.key for one in held.values()}) == 2
+    assert all(apart.after[key] == (one.key,) for key, one in held.items())
+    seeds = {cell.name: [s.spec.seed for s in cell.plan.named("train")] for cell in cells}
+    assert all(found == [int(name.split()[-1])] for name, found in seeds.items())
+
+
 def test_equal_shapes_of_one_depth_are_one_array(sweep):
     work = arrange(sweep(), there=set())
     assert [(g.name, len(g.jobs), g.depth) for g in work.groups] == [

@@ -138,6 +138,14 @@ class Evidence:
     """Name -> summary of each analysis asked for."""
 
     @property
+    def train_seed(self) -> int:
+        """The training's seed: the cell's, unless it has its own."""
+        for record in self.stages:
+            if record.role == "train":
+                return int(record.spec.get("spec", {}).get("seed", self.spec.seed))
+        return self.spec.seed
+
+    @property
     def method(self) -> str:
         """The method's name as people write it."""
         return self.spec.label or self.spec.method.name.upper()

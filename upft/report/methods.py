@@ -69,6 +69,7 @@ class Line:
     model: str
     data: str
     seed: int | None
+    train_seed: int | None
     costs: Mapping[str, Any]
     accuracy: Mapping[str, Estimate]
 
@@ -84,8 +85,9 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[Line]:
     for one in results:
         where = one["model"], one["data"]
         if not any((line.model, line.data, line.method) == (*where, "base") for line in lines):
-            lines.append(Line("base", *where, None, {}, _accuracy(one, "base")))
-        lines.append(Line(one["method"], *where, one["seed"], one["comparison"], _accuracy(one, "trained")))
+            lines.append(Line("base", *where, None, None, {}, _accuracy(one, "base")))
+        lines.append(Line(one["method"], *where, one["seed"], one.get("train_seed"), one["comparison"],
+                          _accuracy(one, "trained")))
     return sorted(lines, key=lambda line: (line.model, line.data))  # stable: cells stay in their order
 
 
@@ -106,7 +108,7 @@ def columns(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         counts = [w.or_none(w.count(c[key]), c[key]) if c else "" for key in (
             "sampled", "trained", "verifier", "sampled_with_prompts", "trained_with_prompts")]
         spent = [w.NONE if not c or not c[key] else w.flops(c[key]) for key in ("sampling_flops", "training_flops")]
-        cells.append([f"{line.model}, {line.data}", line.method, "" if line.seed is None else str(line.seed), *counts,
+        cells.append([f"{line.model}, {line.data}", line.method, w.seeds(line.seed, line.train_seed), *counts,
                       *(spent if c else ["", ""]), w.seconds(c["seconds"]) if c else "",
                       *(_shown(line.accuracy.get(task)) for task in tasks), *([w.points(line.mean)] if len(tasks) > 1 else [])])
     return header, cells

@@ -6,7 +6,7 @@ Chooses what to show and in which order; the templates say how it looks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -25,13 +25,14 @@ SCHEMA = 1
 
 
 def render(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[Table], figures: Mapping[str, Drawn],
-           commands: Sequence[str]) -> str:
-    """The whole page."""
+           commands: Sequence[str], missing: Sequence[str] = ()) -> str:
+    """The whole page. missing: cells that should be on it and are not."""
     from markupsafe import Markup
 
     return page.environment().get_template("overview.html.j2").render(
-        title=title(settings), under=under(settings, cases), findings=findings(settings), tables=tables, marks=MARKS,
-        figures=page.shown(figures), captions={name: curves.caption(name) for name in figures}, examples=_examples(settings),
+        title=title(settings), under=under(settings, cases), absent=absent(missing), findings=findings(settings), tables=tables,
+        marks=MARKS, figures=page.shown(figures),
+        captions={name: curves.caption(name) for name in figures}, examples=_examples(settings),
         shorten=page.rest, commands=commands, versions=versions(cases), resolved=_resolved(settings),
         css=Markup((page.FOLDER / "style.css.j2").read_text(encoding="utf-8")), script=Markup(page.script()),
         policy=page.policy())
@@ -48,9 +49,23 @@ def title(settings: Sequence[Setting]) -> str:
 def under(settings: Sequence[Setting], cases: Sequence[Case]) -> str:
     """How many cells and settings, under which seeds."""
     seeds = sorted({seed for one in settings for seed in one.seeds})
-    shown = ", ".join(str(seed) for seed in seeds) if len(seeds) <= 12 else f"{seeds[0]} to {seeds[-1]}"
-    return (f"{len(cases)} cell{'s' * (len(cases) != 1)}, {len(settings)} setting{'s' * (len(settings) != 1)}, "
-            f"seed{'s' * (len(seeds) != 1)} {shown}")
+    own, training = ({seed[place] for seed in seeds} for place in (0, 1))
+    told = _seeds("seed", own) if own == training else f"{_seeds('seed', own)}, {_seeds('training seed', training)}"
+    return f"{len(cases)} cell{'s' * (len(cases) != 1)}, {len(settings)} setting{'s' * (len(settings) != 1)}, {told}"
+
+
+def absent(missing: Sequence[str]) -> str:
+    """Which cells are not on the page; nothing where all are."""
+    if not missing:
+        return ""
+    cells = "1 cell of this sweep has" if len(missing) == 1 else f"{len(missing)} cells of this sweep have"
+    return f"{cells} no report yet: {'; '.join(missing)}"
+
+
+def _seeds(name: str, found: Set[int]) -> str:
+    ordered = sorted(found)
+    shown = ", ".join(map(str, ordered)) if len(ordered) <= 12 else f"{ordered[0]} to {ordered[-1]}"
+    return f"{name}{'s' * (len(ordered) != 1)} {shown}"
 
 
 def findings(settings: Sequence[Setting]) -> list[dict[str, str]]:
@@ -105,9 +120,10 @@ def _resolved(settings: Sequence[Setting]) -> list[dict[str, str]]:
 
 
 def as_markdown(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[Table], figures: Mapping[str, Drawn],
-                commands: Sequence[str]) -> str:
+                commands: Sequence[str], missing: Sequence[str] = ()) -> str:
     """report.md: the page without its examples."""
     parts = [f"# {markdown.escaped(title(settings))}\n\n{markdown.escaped(under(settings, cases))}\n"]
+    parts += [f"**{markdown.escaped(absent(missing))}**\n"] if missing else []
     parts += [f"**{markdown.escaped(one['what'])}** {markdown.escaped(one['numbers'])}\n" for one in findings(settings)]
     parts += [markdown.table(one) for one in tables if one.name != "cells"]
     parts += [f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n\n{curves.caption(name)}\n"
@@ -119,17 +135,19 @@ def as_markdown(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequ
 
 
 def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping[str, Drawn],
-            commands: Sequence[str]) -> dict[str, Any]:
+            commands: Sequence[str], missing: Sequence[str] = ()) -> dict[str, Any]:
     """results.json (docs/report.md)."""
     return {
         "schema": SCHEMA, "title": title(settings), "source_of_published": paper.told()["source"], "commands": list(commands),
+        "missing": list(missing),
         "figures": {name: drawn.alt for name, drawn in figures.items()},
         "bases": [{"model": base.model, "tasks": {task: _asked(one) | {"accuracy": asdict(one.accuracy)}
                                                   for task, one in base.tasks.items()},
                    "mean": None if base.mean is None else asdict(base.mean)} for base in s.bases(settings)],
         "settings": [{
             "model": one.model, "data": one.data, "method": one.method, "prefix_len": one.prefix_len, "ratio": one.ratio,
-            "knobs": list(one.knobs), "seeds": one.seeds, "cells": [case.key for case in one.cases], "length": one.length,
+            "knobs": list(one.knobs), "seeds": [seed for seed, _ in one.seeds],
+            "train_seeds": [seed for _, seed in one.seeds], "cells": [case.key for case in one.cases], "length": one.length,
             "tasks": {task: _found(found) for task, found in one.tasks.items()},
             "mean": None if one.mean is None else _found(one.mean), "cost": dict(one.cost), "shares": s.shares(one, settings),
             "published": {table: asdict(line) for table in ("unsupervised", "supervised")
@@ -138,6 +156,7 @@ def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping
         "cells": [{
             "key": case.key,
             **{name: case.results[name] for name in ("model", "data", "method", "prefix_len", "ratio", "seed")},
+            "train_seed": case.seeds[1],
             "accuracy": {task: {side: e[side]["accuracy"] for side in ("base", "trained")}
                          for task, e in case.results["tasks"].items()},
             "comparison": case.results["comparison"],

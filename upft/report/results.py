@@ -35,6 +35,7 @@ def results(evidence: Evidence) -> dict[str, Any]:
         "title": spec.title, "model": spec.model, "data": spec.data, "method": evidence.method,
         "prefix_len": evidence.rows.get("prefix_len", spec.prefix_len),
         "prefix_len_from": evidence.rows.get("prefix_len_from"), "ratio": spec.ratio, "seed": spec.seed,
+        **({"train_seed": evidence.train_seed} if evidence.train_seed != spec.seed else {}),
         "headline": [" ".join(wording.finding(task, entry, evidence.method)) for task, entry in tasks.items()],
         "tasks": tasks, "mean": _mean(evidence, tasks) if len(tasks) > 1 else None,
         "generator": {task: _task(task, base, trained, spec.seed, evidence.asked.get(task, {}))

@@ -40,6 +40,11 @@ class Case:
         """Computed anew from the artifacts, so that reports of other versions stand side by side."""
         return results(self.evidence)
 
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """(the cell's, the training's)."""
+        return int(self.results["seed"]), self.evidence.train_seed
+
     @cached_property
     def science(self) -> dict[str, Any]:
         """Everything the result depends on but the seeds: role -> spec."""
@@ -104,9 +109,9 @@ class Setting:
         return float(self.first["ratio"])
 
     @property
-    def seeds(self) -> list[int]:
-        """In order."""
-        return [int(case.results["seed"]) for case in self.cases]
+    def seeds(self) -> list[tuple[int, int]]:
+        """(the cell's, the training's) of each cell, in order."""
+        return [case.seeds for case in self.cases]
 
     @property
     def length(self) -> float | None:
@@ -138,7 +143,7 @@ class Base:
 def settings(cases: Sequence[Case]) -> list[Setting]:
     """The settings, by model, data and method in the order of the paper's tables, then prefix length and ratio."""
     groups: dict[str, list[Case]] = {}
-    for case in sorted(cases, key=lambda one: (one.results["seed"], one.key)):
+    for case in sorted(cases, key=lambda one: (one.seeds, one.key)):
         groups.setdefault(digest(case.science), []).append(case)
     named: dict[tuple[Any, ...], list[str]] = {}
     for mark, group in groups.items():
@@ -163,9 +168,9 @@ def _order(method: str) -> int:
 
 def newest(cases: Sequence[Case]) -> list[Case]:
     """Of several reports on one cell (another version of a stage wrote another) the last one finished."""
-    found: dict[tuple[str, int], Case] = {}
+    found: dict[tuple[str, tuple[int, int]], Case] = {}
     for case in sorted(cases, key=lambda one: (str(one.provenance.get("finished", "")), one.key)):
-        found[digest(case.science), case.results["seed"]] = case
+        found[digest(case.science), case.seeds] = case
     return list(found.values())
 
 
@@ -267,7 +272,7 @@ def shares(one: Setting, every: Sequence[Setting]) -> dict[str, dict[str, float]
         common = set(one.seeds) & set(others[0].seeds)
         if not common:
             continue
-        mine, theirs = (cost([case for case in s.cases if case.results["seed"] in common]) for s in (one, others[0]))
+        mine, theirs = (cost([case for case in s.cases if case.seeds in common]) for s in (one, others[0]))
         found = {}
         for name in COSTS:
             a, b = mine[name], theirs[name]

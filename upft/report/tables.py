@@ -62,6 +62,8 @@ def _note(settings: Sequence[Setting], rows: Sequence[Row], free: bool) -> str:
     asked = dict.fromkeys(f"{task}: {how(found)}" for s in settings for task, found in s.tasks.items())
     several = ("With several seeds the interval covers other questions and other seeds. "
                if any(len(s.seeds) > 1 for s in settings) else "")
+    if any(len(s.seeds) > len({seed for seed, _ in s.seeds}) for s in settings):
+        several += "Where only the training's seed differs, samples and the base model's answers are the same. "
     source = (f"Rows marked “as published” are the paper's own ({paper.told()['source']}; its protocol, one greedy answer). "
               if any(row.kind == "paper" for row in rows) else "")
     if source and any(found.protocol != paper.told()["protocol"] for s in settings for found in s.tasks.values()):
@@ -168,7 +170,7 @@ def _cells(cases: Sequence[Case]) -> Table:
     for case in cases:
         r, p = case.results, case.provenance
         name = r["method"] if r["prefix_len"] is None else f"{r['method']}, t = {r['prefix_len']}, p = {r['ratio']:g}"
-        rows.append(Row((word(r["model"]), word(r["data"]), word(name), number(r["seed"], str(r["seed"])), word(case.key),
+        rows.append(Row((word(r["model"]), word(r["data"]), word(name), number(r["seed"], w.seeds(*case.seeds)), word(case.key),
                          word(w.commit(p.get("git"))), word(w.time(p.get("finished"))), word(str(p.get("host", w.NONE))))))
     return Table("cells", "The cells", (Column("model", "model", False), Column("data", "data", False),
                  Column("cell", "cell", False), Column("seed", "seed"), Column("report", "report", False),

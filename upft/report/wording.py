@@ -18,6 +18,13 @@ def percent(share: float | None) -> str:
     return NONE if share is None else f"{100 * share:.1f}%"
 
 
+def seeds(seed: int | None, train: int | None = None) -> str:
+    """The cell's seed, and the training's where it has its own: `0`, `0, training 2`; nothing for None."""
+    if seed is None:
+        return ""
+    return str(seed) if train in (None, seed) else f"{seed}, training {train}"
+
+
 def points(share: float) -> str:
     """0.5512 -> 55.1."""
     return f"{100 * share:.1f}"

@@ -1,0 +1,94 @@
+"""The page on all cells of a sweep, `STORE/sweeps/ID`: what it ends with, here or as the last, small job of SLURM's.
+
+Floor 7. The job waits until the cells' reports are over, however they ended, so that the figure is there in the morning though
+nobody stayed; the page names the cells that have no report.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from upft import slurm
+from upft.attempt import path
+from upft.errors import SlurmError, StoreError
+from upft.machine import ResourcesConfig, SlurmConfig
+from upft.records import Record, Records, Sweep
+from upft.store import Store
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What the job runs, through submitit. sweep: its id."""
+
+    store: str
+    sweep: str
+
+    def __call__(self) -> str:
+        """Write the page; its place. Raises StoreError where no cell has a report."""
+        records = Records(Store(self.store))
+        sweep = next((one for one in records.sweeps() if one.id == self.sweep), None)
+        written = None if sweep is None else write(records.store, sweep)
+        if written is None:
+            raise StoreError(f"sweep {self.sweep}: no cell has a report", f"python -m upft.jobs --store {self.store} tells why")
+        print(f"written: {written}", flush=True)
+        return str(written)
+
+    def checkpoint(self, *_: Any, **__: Any) -> Any:
+        """Preempted: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def key(sweep: Sweep) -> str:
+    """The job's record is kept under this."""
+    return f"page-{sweep.id}"
+
+
+def write(store: Store, sweep: Sweep) -> Path | None:
+    """Write the page on the cells that have a report; null where there is none. One process at a time."""
+    from upft import dossier
+
+    places = {name: store.path("report", one) for name, one in sweep.cells.items()}
+    there = {name: place for name, place in places.items() if (place / "manifest.json").is_file()}
+    if not there:
+        return None
+    store.prepare()
+    with FileLock(store.root / ".locks" / f"{key(sweep)}.lock"):
+        return dossier.write(list(there.values()), store.root / "sweeps" / sweep.id, shlex.join(["python", *sweep.command[1:]]),
+                             [name for name in places if name not in there])
+
+
+def submit(sweep: Sweep, records: Records, settings: SlurmConfig, asked: ResourcesConfig, machine: Path,
+           after: Sequence[str]) -> str:
+    """Its job, after those jobs; an earlier one of the same sweep is taken back. asked: what a report asks for. Raises
+    SlurmError."""
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    earlier = records.under_way(key(sweep))
+    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues)
+    name = f"upft-page-{machine.parent.name}"
+    known: dict[str, Any] = {
+        "job_name": name, "partition": asked.partition, "time": asked.minutes or 60, "cpus_per_task": asked.cpus,
+        "mem": None if asked.mem_gb is None else f"{asked.mem_gb}GB", "signal_delay_s": settings.signal_s,
+        "stderr_to_stdout": True,
+        "setup": [f"export {name}={shlex.quote(value)}" for name, value in path().items()] + list(settings.setup)}
+    executor.update_parameters(
+        **{name: value for name, value in known.items() if value is not None},
+        additional_parameters={"requeue": True, **settings.sbatch, "dependency": "afterany:" + ":".join(dict.fromkeys(after))})
+    try:
+        job = executor.submit(Closing(str(records.store.root), sweep.id))
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise SlurmError(f"sbatch refused the sweep's page: {str(error).strip().splitlines()[-1]}",
+                         f"its cells are submitted; afterwards python -m upft.report {sweep.id} writes it") from error
+    records.keep(Record(key(sweep), job.job_id, name, str(job.paths.stdout)))
+    if earlier is not None:
+        slurm.cancel([earlier.job])
+    return job.job_id
