@@ -168,6 +168,9 @@ def test_papers_settings_reach_prefix_and_train(parse):
     (["compute=slurm", "compute.slurm.array=0"], ["compute.slurm.array=0", "1 or more"]),
     (["compute=slurm", "compute.slurm.gpu.cpus=0"], ["cpus=0", "1 or more, or null"]),
     (["compute=slurm", "+compute.slurm.gpu.foo=5"], ["compute.slurm.gpu.foo=5", "no such key"]),
+    (["compute=slurm", "+compute.slurm.stages.train.minuts=50"], ["compute.slurm.stages.train.minuts: ", "ResourcesConfig"]),
+    (["compute=slurm", "compute.slurm.stages.train.minutes=2"], ["compute.slurm.stages.train.minutes=2", "signal_s=120"]),
+    (["train.seed=-1"], ["train.seed=-1", "0 or more"]),
 ])
 def test_refused_by_parse(overrides, names, parse):
     with pytest.raises(ConfigError) as refusal:
@@ -214,13 +217,18 @@ def test_refused_by_parse(overrides, names, parse):
     ("~prefix.len", ["~prefix.len: ", "another value"]),
     ("~nope", ["~nope: ", "no such key"]),
     ("hydra.foo=3", ["hydra.foo=3: ", "--cfg hydra"]),
+    ("compute.slurm.stages.trian.minutes=50", ["compute.slurm.stages.trian.minutes=50: ", "'train'"]),
+    ("+compute.slurm.stages.trian.minutes=50", ["+compute.slurm.stages.trian.minutes=50: ", "'train'"]),
+    ("+compute.slurm.stages={trian:{minutes:50}}", ["compute.slurm.stages.trian: there is no such stage", "'train'"]),
+    ("compute.slurm.stages.train.minuts=50", ["compute.slurm.stages.train.minuts=50: ", "'minutes'"]),
 ])
 def test_refused_while_composing(override, names, compose):
     from upft.composition import parse
     from upft.refusals import explain
 
+    slurm = ["compute=slurm"] if "slurm" in override else []
     with pytest.raises(Exception) as refusal:  # Hydra's and OmegaConf's own kinds
-        parse(compose(override))
+        parse(compose(*slurm, override))
     error = refusal.value
     message = str(error) if isinstance(error, ConfigError) else explain(error)
     assert message is not None

@@ -249,6 +249,13 @@ def test_auto_puts_a_pilot_and_its_diagnosis_first(parse, bases):
     assert cell.report.inputs["pilot"] is pilot
 
 
+def test_every_stage_can_ask_for_resources_of_its_own(compose):
+    from upft.machine import STAGES
+    from upft.plan import VERSIONS
+
+    assert set(STAGES) == set(VERSIONS) == set(compose("compute=slurm").compute.slurm.stages)
+
+
 def test_a_sweep_shares_its_stages(parse, bases):
     cells = [plan(parse(*bases["generated"], "sample.max_tokens=32", f"prefix.len={t}", f"prefix.ratio={p}",
                         "sample.trace_ratio=0.2")) for t in (8, 16, 32) for p in (0.1, 0.2)]

@@ -73,7 +73,7 @@ def submit(sweep: Sweep, records: Records, settings: SlurmConfig, asked: Resourc
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     earlier = records.under_way(key(sweep))
-    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues)
+    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues, python=settings.python)
     name = f"upft-page-{machine.parent.name}"
     known: dict[str, Any] = {
         "job_name": name, "partition": asked.partition, "time": asked.minutes or 60, "cpus_per_task": asked.cpus,

@@ -123,6 +123,7 @@ def keep(sweep: Sweep, records: Records, stages: Sequence[Stage], machine: Machi
 def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig, tracker: TrackerConfig,
        console: Console) -> None:
     """Submit (or run here) what is missing of these cells."""
+    mirror.check(tracker)
     records = Records(store)
     stages = distinct(cell.plan for cell in cells)
     into = partial(shard_count, compute)
@@ -148,6 +149,9 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
             board.closes(closing.submit(sweep, records, compute.slurm, asked, machine, after))
         if compute.wait:
             _wait(work, records, board)
+    for stage in stages:
+        if standings[stage.key].state is State.done:  # what was there: nobody else tells it
+            mirror.tell(stage, store, tracker, console)
     standings = records.standings(work.jobs)
     lacking = [cell.name for cell in cells if standings[cell.plan.report.key].state is not State.done]
     if compute.slurm is None or compute.wait or not lacking:
@@ -234,7 +238,7 @@ def _submit(group: Group, records: Records, compute: ComputeConfig, settings: Sl
     asked = resources(group.stage, compute, settings, group.gathers)
     count = nodes(group.jobs[0], compute)
     tasks = compute.devices if group.name == "train" and count * compute.devices > 1 and count > 1 else 1
-    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues)
+    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues, python=settings.python)
     known: dict[str, Any] = {
         "job_name": _name(group, machine), "partition": asked.partition, "time": asked.minutes or 60 * 24, "nodes": count,
         "ntasks_per_node": tasks, "cpus_per_task": asked.cpus, "gpus_per_node": asked.gpus or None,

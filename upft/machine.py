@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from upft.choices import Accelerator, Layout, Strategy, Style, TrackerKind
-from upft.errors import demand
+from upft.errors import ConfigError, demand, nearest
 
+STAGES = ("sample", "diagnose", "grade", "build", "pair", "reference", "train", "evaluate", "judge", "verify", "branch",
+          "consistency", "errors", "coverage", "kl", "report")
+"""Names of stages, for settings of their own."""
 TICK_S = 30
 """SLURM compares clocks and limits this often, seconds."""
 
@@ -72,6 +75,9 @@ class SlurmConfig:
     """How often a job that reaches its time limit may go back to the queue."""
     sbatch: dict[str, str] = field(default_factory=dict)
     """Other parameters of sbatch by their long names, such as account, qos, constraint."""
+    python: str | None = None
+    """Command that starts Python in a job, such as `apptainer exec --nv upft.sif python`; null = the interpreter that
+    submits."""
     setup: list[str] = field(default_factory=list)
     """Shell lines to run in a job before anything else, such as `module load cuda`."""
 
@@ -79,6 +85,9 @@ class SlurmConfig:
         demand(self.array >= 1, "compute.slurm.array", self.array, "use 1 or more")
         demand(self.signal_s >= 1, "compute.slurm.signal_s", self.signal_s, "use 1 second or more")
         demand(self.requeues >= 0, "compute.slurm.requeues", self.requeues, "use 0 or more")
+        for name in self.stages:
+            if name not in STAGES:
+                raise ConfigError(f"compute.slurm.stages.{name}: there is no such stage", nearest(name, STAGES))
         own = ((f"stages.{name}", asked) for name, asked in self.stages.items())
         for name, asked in (("gpu", self.gpu), ("cpu", self.cpu), *own):
             minutes = asked.minutes if isinstance(asked, ResourcesConfig) else None

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,8 @@ MINUTE = ["compute.slurm.stages.train.minutes=1", "compute.slurm.signal_s=25"]
 CASES = {
     "killed": [*LONG, f"{NODE}n1", "compute.checkpoint_every_s=0"],
     "grace": [*LONG, f"{NODE}n1", "compute.slurm.gpu.partition=grace"],
+    "kill -9": [*LONG, f"{NODE}n2", "compute.checkpoint_every_s=0"],
+    "scancel": [*LONG, f"{NODE}n2", "compute.checkpoint_every_s=0"],
     "sampling": [*MANY, f"{NODE}n1"],
     "time": [*LONG, f"{NODE}n2", *MINUTE],
     "once too often": [*LONG, f"{NODE}n2", *MINUTE, "compute.slurm.requeues=0"],
@@ -80,10 +82,15 @@ class Case:
         [key] = {path.name.removesuffix(".partial") for path in self.desk.store.glob(f"{self.stage}/*")}
         return Path(json.loads((self.desk.store / ".jobs" / "records" / f"{key}.json").read_text())["log"]).read_text()
 
+    def timed_out(self) -> bool:
+        """Whether SLURM has said that its time is up."""
+        return any("is timed-out" in log.read_text() for log in self.desk.store.glob(".jobs/submitted/*/*_log.out"))
+
     def go_on(self) -> None:
         """Undo `freeze`."""
-        with suppress(ProcessLookupError):
-            os.kill(self.frozen, signal.SIGCONT)
+        if self.frozen:
+            with suppress(ProcessLookupError):
+                os.kill(self.frozen, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,7 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
 
     def begin(name: str) -> None:
         case = made[name]
-        if name != "sampling":
+        if name != "sampling" and not case.desk.store.exists():
             shutil.copytree(calm, case.desk.store, ignore=shutil.ignore_patterns(
                 ".locks", "report", "train", *(path.parent.name for path in calm.glob("evaluate/*/spec.json")
                                                if json.loads(path.read_text())["inputs"])))
@@ -118,14 +125,23 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
                 while number := case.job(other)[0]:
                     cluster.ask("scancel", number)
 
+    begun: list[Future[None]] = []
+
     def disturb(name: str) -> None:
-        case = made[name]
-        case.desk.until(case.freeze, 240, f"{name} did not begin")
-        if name in ("time", "once too often"):
+        case, timed = made[name], name in ("time", "once too often")
+        case.desk.until(lambda: case.freeze() or (timed and case.timed_out()), 240, f"{name} did not begin")
+        if timed:
             run_out(case, name == "time")
+        elif name == "kill -9":
+            os.kill(case.frozen, signal.SIGKILL)
+        elif name == "scancel":
+            begun[list(made).index(name)].result()
+            cluster.ask("scancel", case.job()[0])
+            case.desk.until(lambda: not any(case.job(one)[0] for one in ("train", "evaluate", "report")), 60, "it goes on")
+            begin(name)
 
     with ThreadPoolExecutor(2 * len(made)) as pool:
-        begun = [pool.submit(begin, name) for name in made]
+        begun += [pool.submit(begin, name) for name in made]
         disturbed = {name: pool.submit(disturb, name) for name in made}
         for one in (*begun, *(disturbed[name] for name in ("killed", "grace", "sampling"))):
             one.result()
@@ -142,7 +158,7 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
 def run_out(case: Case, prolong: bool) -> None:
     """SLURM says that the time is up, and the training goes on to the end of its step. prolong: give the next start more time,
     or a slow machine would need many."""
-    case.desk.until(lambda: "is timed-out" in case.log(), 90, "nobody said that the time was up")
+    case.desk.until(case.timed_out, 90, "nobody said that the time was up")
     case.go_on()
     if prolong:
         case.desk.until(lambda: case.job()[1] == "PENDING", 60, "it was not requeued")
@@ -182,6 +198,8 @@ def end(case: Case, calm: Path) -> tuple[list[int], list[int]]:
     resumed = [int(line.split()[-1]) for line in lines if "training goes on after step" in line]
     [key] = [path.name for path in case.desk.store.glob("train/*")]
     told = [Told.of(file) for file in sorted(case.desk.store.parent.glob("wandb/offline-run-*/*.wandb"))]
+    assert {one.run.run_id for one in told} == {path.parent.name for path in case.desk.store.glob("[a-z]*/*/manifest.json")}, (
+        "every stage is a run, those too that were there before")
     told = [one for one in told if one.run.job_type == "train"]
     assert {one.run.run_id for one in told} == {key}, "one run, whatever the number of starts"
     assert len(told) == len(resumed) + 2, "of each start a file, and of the finished training one"
@@ -191,14 +209,15 @@ def end(case: Case, calm: Path) -> tuple[list[int], list[int]]:
     return stopped, resumed
 
 
-@pytest.mark.parametrize("name", ["killed", "grace"])
-def test_a_preempted_training_goes_on_from_its_checkpoint(name: str, cases: dict[str, Case], calm: Path):
-    """With a grace, of a minute here, the job ends by itself long before it; without one SLURM kills after KillWait, here too
-    soon for a checkpoint of its own on a slow machine: then it is the last one on disk."""
+@pytest.mark.parametrize("name", ["killed", "grace", "kill -9", "scancel"])
+def test_a_training_that_is_stopped_goes_on_from_its_checkpoint(name: str, cases: dict[str, Case], calm: Path):
+    """Preempted, with a grace of a minute: the job ends by itself long before. Preempted without one, or cancelled: SLURM kills
+    after KillWait, which here may be too soon for a checkpoint; then it is the last one on disk. Killed: tried again within
+    its job. Cancelled: submitted again by the same command."""
     stopped, resumed = end(cases[name], calm)
     assert len(resumed) == 1
     assert 3 <= resumed[0] < STEPS
-    assert stopped == resumed or (name == "killed" and not stopped)
+    assert stopped == resumed or (name != "grace" and not stopped)
 
 
 def test_a_preempted_sampling_draws_nothing_twice(cases: dict[str, Case]):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +35,12 @@ def table(output: str) -> dict[str, tuple[str, list[str], str]]:
     return found
 
 
+def submitted(desk: Desk) -> list[str]:
+    """Folders of the submissions, the first one first."""
+    folders = (desk.store / ".jobs" / "submitted").iterdir()
+    return [path.name for path in sorted(folders, key=lambda path: (path / "machine.json").stat().st_mtime_ns)]
+
+
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory) -> Path:
     """The store of the same six cells, run one after the other without SLURM."""
@@ -48,7 +52,7 @@ def serial(tmp_path_factory) -> Path:
 
 
 def test_six_cells_then_nothing_then_one_stage(desk: Desk, serial):
-    out = desk.run(*SIX)
+    out = desk.run(*SIX, "compute.slurm.array=2")
     assert out.returncode == 0, out.stderr
     assert "6 cells, 30 distinct stages, 0 in the store" in out.stdout
     jobs = table(out.stdout)
@@ -58,9 +62,23 @@ def test_six_cells_then_nothing_then_one_stage(desk: Desk, serial):
     assert again.returncode == 0, again.stderr
     assert ", 0 to be made" in again.stdout
     assert {job for job, _, _ in table(again.stdout).values() if job} <= {job for job, _, _ in jobs.values()}
-    desk.empty()
+    assert desk.queue("%j").count(f"upft-page-{submitted(desk)[0]}") == 1, "the second command adds no page"
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        lines = desk.queue("%T|%j")
+        most = max(most, sum(line.startswith("RUNNING|upft-train") for line in lines))
+        return not lines
+
+    desk.until(over, 400, "the queue did not become empty")
+    assert most == 2, "an array keeps its limit"
     assert desk.counts() == {"sample": 2, "diagnose": 2, "build": 6, "train": 6, "evaluate": 8, "report": 6}
     assert contents(desk.store) == contents(serial)
+    [page], [expected] = (list(store.glob("sweeps/*/report.md")) for store in (desk.store, serial))
+    assert page.relative_to(desk.store) == expected.relative_to(serial)
+    assert "no report yet" not in page.read_text()
+    assert page.with_name("report.html").is_file(), "the last job has written the page on all cells"
 
     started = {key: json.loads(next(desk.store.glob(f"*/{key}/provenance.json")).read_text()) for key in jobs}
     of_job = {job: key for key, (job, _, _) in jobs.items()}
@@ -124,6 +142,9 @@ def test_a_failing_stage_fails_the_cells_that_need_it_and_no_others(desk: Desk, 
     assert "2 of 4 cells have no report" in out.stderr
     assert "Traceback" not in out.stderr
     assert desk.counts() == {"sample": 1, "diagnose": 1, "build": 2, "train": 2, "evaluate": 3, "report": 2}
+    [page] = desk.store.glob("sweeps/*/report.md")
+    assert "2 cells of this sweep have no report yet: " in page.read_text()
+    assert page.read_text().count(f"model.path={tmp_path / 'broken'} prefix.len=") == 2
     assert "needed by 2 of 4 cells" in out.stdout
     listed = desk.jobs("list")
     assert "2/4" in listed.stdout
@@ -135,7 +156,7 @@ def test_a_failing_stage_fails_the_cells_that_need_it_and_no_others(desk: Desk, 
     again = desk.run(*cells)
     assert "left out behind a stage that has failed" in again.stdout
     assert ", 0 to be made" in again.stdout
-    assert desk.queue() == []
+    desk.empty(60)  # the page's job may still be there
     retried = desk.jobs("retry")
     assert retried.returncode == 0, retried.stderr
     assert ", 0 to be made" not in retried.stdout
@@ -145,37 +166,6 @@ def test_a_failing_stage_fails_the_cells_that_need_it_and_no_others(desk: Desk, 
     desk.empty(60)
 
 
-@pytest.mark.parametrize("how", ["requeue", "scancel", "kill -9", "USR2"])
-def test_a_stage_that_is_stopped_goes_on(how, desk: Desk, serial):
-    """Preempted, told that its time is up, killed, cancelled: in the end the store is that of the serial run."""
-    cell = ["prefix.len=16", "sample.max_tokens=16", "compute.checkpoint_every_s=0", "seed=0"]
-    assert desk.run(*cell).returncode == 0
-    desk.until(lambda: [p for p in desk.store.glob("train/*.partial/resume/step-*") if p.suffix != ".partial"], 120,
-               "no checkpoint was written")
-    [line] = [one for one in desk.queue("%i|%j|%T") if "upft-train" in one and "RUNNING" in one]
-    job = line.split("|")[0]
-    if how == "requeue":
-        desk.cluster.ask("scontrol", "requeue", job)
-    elif how == "scancel":
-        desk.cluster.ask("scancel", job)
-        desk.empty()
-        assert desk.counts().get("report") is None
-        assert "to be made" in desk.run(*cell).stdout
-    elif how == "USR2":
-        desk.cluster.ask("scancel", "--signal=USR2", job)
-    else:
-        partial = next(desk.store.glob("train/*.partial")).name.removesuffix(".partial")
-        [pid] = [int(p.name) for p in Path("/proc").glob("[0-9]*") if stage_of(p, str(desk.store), partial)]
-        os.kill(pid, signal.SIGKILL)
-    desk.empty()
-    assert desk.counts()["report"] == 1
-    expected = contents(serial)
-    assert {name: data for name, data in contents(desk.store).items() if name not in expected} == {}
-    assert all(expected[name] == data for name, data in contents(desk.store).items())
-    key = next(desk.store.glob("train/*")).name
-    assert "training goes on after step" in desk.jobs("logs", key, "--lines", "1000").stdout
-
-
 def stage_of(process: Path, store: str, key: str) -> bool:
     """Whether a process runs this stage of this store."""
     try:
@@ -183,19 +173,3 @@ def stage_of(process: Path, store: str, key: str) -> bool:
     except OSError:
         return False
     return {b"upft.stage", store.encode(), key.encode()} <= set(words)
-
-
-def test_an_array_keeps_its_limit(desk: Desk):
-    out = desk.run("-m", "prefix.len=2,3,4,5", "sample.max_tokens=5", "compute.slurm.array=1")
-    assert out.returncode == 0, out.stderr
-    most = 0
-
-    def look() -> bool:
-        nonlocal most
-        lines = desk.queue("%T|%j")
-        most = max(most, sum(line.startswith("RUNNING|upft-train") for line in lines))
-        return not lines
-
-    desk.until(look, 240, "the queue did not become empty")
-    assert desk.counts()["report"] == 4
-    assert most == 1

@@ -74,6 +74,9 @@ def test_what_fails_is_told_and_leaves_the_others(tmp_path):
     assert str(bad) in out.stdout
     assert "again: " in out.stdout
     assert len(list(store.glob("report/*"))) == 1
+    [told] = [json.loads(page.read_text()) for page in store.glob("sweeps/*/results.json")]
+    assert told["missing"] == [f"model.path={bad}"]
+    assert len(told["cells"]) == 1
     listed = subprocess.run([sys.executable, "-m", "upft.jobs", "list", "--store", str(store)], capture_output=True, text=True,
                             cwd=ROOT, timeout=60)
     assert listed.returncode == 0, listed.stderr
