@@ -57,7 +57,7 @@ def _consistency(a: Mapping[str, Any], method: str) -> Section:
             f"{_band(overall['distinct'], 0, w.mean)} different values a question; at {w.tokens(last)} there are "
             f"{_band(overall['distinct'], -1, w.mean)} different prefixes, and "
             f"{_band(overall['traces_a_prefix'], -1, w.mean)} traces share one."]
-    parted = [group for group in a["groups"][1:] if group["questions"] >= FEW]
+    parted = [group for group in groups(a)[1:] if group["questions"] >= FEW]
     if len(parted) > 1:
         hard, easy = parted[0], parted[-1]
         at = min(8, len(hard["t"]), len(easy["t"])) - 1
@@ -68,11 +68,17 @@ def _consistency(a: Mapping[str, Any], method: str) -> Section:
                    (consistency_table(a),))
 
 
+def groups(a: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All questions, and the groups by difficulty where there is more than one."""
+    every, *parted = a["groups"]
+    return [every, *(group for group in parted if group["questions"] < every["questions"])]
+
+
 def consistency_table(a: Mapping[str, Any], name: str = "consistency") -> Table:
     """A row a group and power of two."""
     rows = tuple(Row((word(group_name(g)), whole(g["questions"]), whole(t), cell(g["distinct"], t - 1, w.mean),
                       cell(g["traces_a_prefix"], t - 1, w.mean), cell(g["agreement"], t - 1, w.points)))
-                 for g in a["groups"] for t in powers(len(g["t"])))
+                 for g in groups(a) for t in powers(len(g["t"])))
     return Table(name, "Prefix self-consistency", (
         Column("group", "questions", False), Column("questions", "count"), Column("tokens", "tokens"),
         Column("distinct", "different prefixes"), Column("traces_a_prefix", "traces a prefix"),

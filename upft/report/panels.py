@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from upft.report import wording as w
-from upft.report.analyses import FEW, group_name, sections
+from upft.report.analyses import FEW, group_name, groups, sections
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,12 +62,12 @@ def _keys(figure: Figure, axes: Axes, columns: int = 2) -> None:
 def consistency(a: Mapping[str, Any]) -> Figure:
     """Different prefixes, and traces that share one, against length, a curve a group."""
     figure, (left, right) = _figure(2.9, ncols=2)
-    for number, group in enumerate(a["groups"]):
+    for number, group in enumerate(groups(a)):
         if number and group["questions"] < FEW:
             continue
         for axes, name, title in ((left, "distinct", "different prefixes"), (right, "traces_a_prefix", "traces a prefix")):
-            _curve(axes, group["t"], group[name], SHADES[min(number, len(SHADES) - 1)], group_name(group),
-                   style=DASHES[min(number, len(DASHES) - 1)])
+            _curve(axes, group["t"], _varied(group[name], a["traces"]), SHADES[min(number, len(SHADES) - 1)],
+                   group_name(group), style=DASHES[min(number, len(DASHES) - 1)])
             axes.set_yscale("log")
             axes.set_title(f"{title}, of {w.count(a['traces'])} traces", fontweight="normal", color=MUTED)
             _tokens_axis(axes, a["groups"][0]["t"][-1])
@@ -76,6 +76,15 @@ def consistency(a: Mapping[str, Any]) -> Figure:
             axes.minorticks_off()
     _keys(figure, left)
     return figure
+
+
+def _varied(band: Mapping[str, Sequence[float]], most: int) -> dict[str, Sequence[float]]:
+    """Without the band where every question has the least or the most there can be: what is left there is how seldom an
+    exception may be, which the table tells."""
+    flat = [mean <= 1 + 1e-9 or mean >= most - 1e-9 for mean in band["mean"]]
+    ends = {end: [mean if still else x for x, mean, still in zip(band[end], band["mean"], flat, strict=True)]
+            for end in ("low", "high")}
+    return {"mean": band["mean"], **ends}
 
 
 def errors(a: Mapping[str, Any]) -> Figure:
@@ -87,7 +96,7 @@ def errors(a: Mapping[str, Any]) -> Figure:
         axes.axvline(critical["t"], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
     _curve(axes, a["t"], a["right"], BLUE, "from right traces", 100)
     _curve(axes, a["t"], a["wrong"], RED, "from wrong traces", 100, (0, (5, 1.5)))
-    axes.set_ylim(0, 103)
+    axes.set_ylim(0, min(103.0, 112 * max(*a["right"]["high"], *a["wrong"]["high"])))
     _tokens_axis(axes, last, "tokens of the trace that are kept")
     axes.set_ylabel("continuations that end right, %")
     _keys(figure, axes)
