@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             run(given.store, given.key, given.machine)
         except MEND as error:
-            print(f"error: {error}", file=sys.stderr)
+            door.tell(str(error))
             sys.exit(TO_MEND)
 
 
@@ -65,6 +65,7 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
             raise ConfigError(f"{key} was never submitted from {store.root}", "name the machine's settings with --machine FILE")
         machine_file = Path(record.log).parent / "machine.json"
     machine = read_machine(machine_file)
+    door.speak(machine.console)
     store.prepare()
     tasks = ranks.planned(machine.compute) if stage.name == "train" else 1
     if tasks > 1 and os.environ.get("SLURM_NTASKS") == str(tasks):
