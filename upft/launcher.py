@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from upft import closing, local, mirror, multirun, pipeline, slurm
+from upft import closing, door, local, mirror, multirun, pipeline, slurm
 from upft.attempt import Attempt, path
 from upft.board import Board, show_plan
 from upft.choices import Accelerator
@@ -43,6 +43,7 @@ POLL_S = 10.0
 
 def one(config: Config) -> None:
     """What run.py hands over: a single cell."""
+    door.speak(config.run.console)
     if config.compute.slurm is None:
         pipeline.main(config)
     else:
@@ -57,6 +58,7 @@ def sweep(context: HydraContext, master: DictConfig, overrides: Sequence[Sequenc
     named = master.hydra.runtime.choices.get("sweep")
     if named is not None:
         configs = [replace(one, tracker=replace(one.tracker, tags=[*one.tracker.tags, named])) for one in configs]
+    door.speak(configs[0].run.console)
     launch(configs, multirun.cells(configs, overrides), Console(configs[0].run.console))
 
 
