@@ -116,6 +116,19 @@ def test_bad_input_gets_one_message_and_no_traceback(tmp_path):
     assert [p for p in store.glob("*/*") if p.parent.name != ".locks" and not p.name.endswith(".partial")] == []
 
 
+def test_json_to_the_last_word(tmp_path):
+    """From a value that the configuration refuses, from a file that the plan does not find, of a cell and of a multirun."""
+    for arguments, what in ((["prefix.len=0"], "prefix.len=0"), (["data=jsonl", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
+                            (["-m", "prefix.len=8,0"], "prefix.len=0")):
+        out = run(*arguments, "run.console=json", f"run.store={tmp_path}")
+        assert out.returncode == 1
+        said = [json.loads(line) for line in out.stderr.splitlines()]
+        assert [one["level"] for one in said] == ["error"], out.stderr
+        assert what in said[0]["text"]
+        assert said[0]["remedy"]
+        assert [json.loads(line)["level"] for line in out.stdout.splitlines()] in ([], ["info"])
+
+
 def test_traceback_on_request():
     out = run("prefix.len=0", HYDRA_FULL_ERROR="1")
     assert out.returncode == 1

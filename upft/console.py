@@ -2,7 +2,7 @@
 
 Floor 0: rich only. On a terminal bars are live; elsewhere (a log file, a cluster) a plain line appears every
 few seconds instead and colours are off, as they are where NO_COLOR is set. With run.console=json each of these is one JSON
-object a line: `time` (UTC), `level` (info, warning, progress), `text`; progress has its numbers beside it.
+object a line: `time` (UTC), `level` (info, warning, progress, error), `text`; progress has its numbers beside it.
 
 Text is plain: brackets and colons in it (a path, a question, an override) are shown as they stand. Rich's markup is read where
 `markup=True` asks for it; what comes from data is then escaped by the caller.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -128,8 +128,7 @@ class Console:
 
     def _object(self, out: RichConsole, level: str, text: str, more: dict[str, float | str | None] | None = None) -> None:
         if text:
-            stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            out.file.write(json.dumps({"time": stamp, "level": level, "text": text, **(more or {})}) + "\n")
+            out.file.write(line(level, text, more))
             out.file.flush()
 
     @contextmanager
@@ -140,6 +139,12 @@ class Console:
             yield bar
         finally:
             bar.close()
+
+
+def line(level: str, text: str, more: Mapping[str, float | str | None] | None = None) -> str:
+    """One JSON object, as run.console=json writes them."""
+    stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps({"time": stamp, "level": level, "text": text, **(more or {})}) + "\n"
 
 
 def _plain(stderr: bool = False, style: Style = Style.auto) -> RichConsole:

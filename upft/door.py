@@ -12,10 +12,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from upft.choices import Style
 from upft.errors import UpftError
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "") not in ("", "0")
 """What the user set, read before `one_message` sets it for its own purpose."""
+
+
+_json = False
+
+
+def speak(style: Style) -> None:
+    """How the error that ends the run is told from now on; before, the command line says whether as JSON."""
+    global _json
+    _json = style is Style.json
+
+
+def tell(message: str, plain: str = "error: {}") -> None:
+    """The last word, on standard error: one JSON object where the run speaks so, else as `plain` has it."""
+    if _json or "run.console=json" in sys.argv:
+        from upft.console import line
+
+        what, _, remedy = message.partition("\n  remedy: ")
+        sys.stderr.write(line("error", what, {"remedy": remedy or None}))
+    else:
+        print(plain.format(message), file=sys.stderr)
 
 
 @contextmanager
@@ -32,7 +53,7 @@ def one_message(status: int | None = None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nstopped; finished stages stay in the store, run the same command to go on", file=sys.stderr)
+        tell("stopped; finished stages stay in the store, run the same command to go on", "\n{}")
         sys.exit(130)
     except Exception as error:
         if WANTS_TRACEBACK:
@@ -40,7 +61,7 @@ def one_message(status: int | None = None) -> Iterator[None]:
         message = explain(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        tell(message)
         sys.exit(status or (error.status if isinstance(error, UpftError) else 2))
     finally:  # not for the processes that the caller starts later
         if before is None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from upft import redaction
 from upft.choices import MethodName
 from upft.errors import DataError, StoreError
-from upft.report import curves, files, overview
+from upft.report import curves, files, overview, studies
+from upft.report.evidence import Answers
 from upft.report.settings import Case, newest, settings
 from upft.report.tables import tables
 from upft.specs import ReportSpec
@@ -34,27 +35,70 @@ def write(reports: Sequence[Path], out: Path, command: str | None = None, missin
     """
     if not reports:
         raise DataError("a report on no cell", "give at least one report artifact")
-    cases = newest([read(folder) for folder in sorted({Path(one).resolve() for one in reports}, key=lambda path: path.name)])
+    cases = newest(list(read_all({Path(one).resolve() for one in reports})))
     found = settings(cases)
     ordered = [case for one in found for case in one.cases]
-    made, figures = tables(found, ordered), curves.draw(found)
+    every = studies.studies(found)
+    made, figures = tables(found, ordered), curves.draw(found) | studies.draw(every)
+    analysed = [table for section in studies.sections(every) for table in section.tables]
     commands = [redaction.text(one) for one in ([command] if command is not None else commands_of(ordered))]
     try:
-        files.write(out, made, figures)
-        (out / "report.md").write_text(overview.as_markdown(found, ordered, made, figures, commands, missing),
+        files.write(out, [*made, *analysed], figures)
+        (out / "report.md").write_text(overview.as_markdown(found, ordered, made, figures, commands, every, missing),
                                        encoding="utf-8")
-        told = overview.as_json(found, ordered, figures, commands, missing)
+        told = overview.as_json(found, ordered, figures, commands, every, missing)
         (out / "results.json").write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
                                           encoding="utf-8")
-        (out / "report.html").write_text(overview.render(found, ordered, made, figures, commands, missing),
+        (out / "report.html").write_text(overview.render(found, ordered, made, figures, commands, every, missing),
                                          encoding="utf-8")
     except OSError as error:
         raise StoreError(f"the report cannot be written into {out}: {error.strerror}", "give another folder") from error
     return out / "report.html"
 
 
+def read_all(folders: Iterable[Path]) -> Iterator[Case]:
+    """Report artifacts one after the other, those with the same base model's answers side by side: such answers are read once,
+    and what is held beside the cells themselves is one cell's answers. Raises StoreError."""
+    held: dict[Path, Answers] = {}
+    opened = [(folder, *_opened(folder)) for folder in folders]
+    for folder, spec, places in sorted(opened, key=lambda one: (_bases(one[1], one[2]), one[0].name)):
+        bases = _bases(spec, places)
+        for gone in set(held) - set(bases):
+            del held[gone]
+
+        def answered(path: Path, first: int, bases: Sequence[Path] = bases) -> Answers:
+            if path not in bases:
+                return stage.answers_of(path, 0)
+            if path not in held:
+                held[path] = stage.answers_of(path, 0)
+            return held[path]
+
+        yield _case(folder, spec, places, answered)
+
+
 def read(folder: Path) -> Case:
     """One report artifact with what it was made from. Raises StoreError."""
+    return _case(folder, *_opened(folder), lambda path, first: stage.answers_of(path, 0))
+
+
+def _case(folder: Path, spec: ReportSpec, places: Mapping[str, Path], answered: Callable[[Path, int], Answers]) -> Case:
+    evidence = stage.read(spec, places, answered)
+    told = {record.role: record.spec for record in evidence.stages}
+    looked = {name: studies.looked(name, told, found, places[f"analysis:{name}"])
+              for name, found in evidence.analyses.items()}
+    provenance = folder / "provenance.json"
+    return Case.of(folder.name, evidence,
+                   json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {}, looked,
+                   lambda: {role: stage.spec_of(place) for role, place in places.items()}, lambda: stage.read(spec, places))
+
+
+def _bases(spec: ReportSpec, places: Mapping[str, Path]) -> list[Path]:
+    """Where the base model's answers lie."""
+    return [stage.last(places, "base", task) for task in spec.tasks]
+
+
+def _opened(folder: Path) -> tuple[ReportSpec, dict[str, Path]]:
+    """(what a report was told, role -> the artifact that plays it). Raises StoreError."""
     try:
         identity = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
         spec, inputs = report_spec(identity["spec"]), identity["inputs"]
@@ -68,9 +112,7 @@ def read(folder: Path) -> Case:
             raise StoreError(f"{folder}: the artifact {key} ({role}) that it was made from is not in {root}",
                              "run the cell again: the same command builds what is missing")
         places[role] = found[0]
-    provenance = folder / "provenance.json"
-    return Case(folder.name, stage.read(spec, places),
-                json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {})
+    return spec, places
 
 
 def report_spec(told: dict[str, Any]) -> ReportSpec:
@@ -89,7 +131,7 @@ def commands_of(cases: Sequence[Case]) -> list[str]:
 
 def _rebuilt(case: Case) -> str:
     """The cell by the groups its report names; other settings stand in the specs."""
-    r, method = case.results, case.evidence.spec.method.name
+    r, method = case.results, case.spec.method.name
     if re.search("label filter", r["method"]):
         method += "_label_filter"
     prefix = [] if r["prefix_len"] is None else [f"prefix.len={r['prefix_len']}", f"prefix.ratio={r['ratio']:g}"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from upft import closing, local, mirror, multirun, pipeline, slurm
+from upft import closing, door, local, mirror, multirun, pipeline, slurm
 from upft.attempt import Attempt, path
 from upft.board import Board, show_plan
 from upft.choices import Accelerator
@@ -43,6 +43,7 @@ POLL_S = 10.0
 
 def one(config: Config) -> None:
     """What run.py hands over: a single cell."""
+    door.speak(config.run.console)
     if config.compute.slurm is None:
         pipeline.main(config)
     else:
@@ -57,6 +58,7 @@ def sweep(context: HydraContext, master: DictConfig, overrides: Sequence[Sequenc
     named = master.hydra.runtime.choices.get("sweep")
     if named is not None:
         configs = [replace(one, tracker=replace(one.tracker, tags=[*one.tracker.tags, named])) for one in configs]
+    door.speak(configs[0].run.console)
     launch(configs, multirun.cells(configs, overrides), Console(configs[0].run.console))
 
 
@@ -83,15 +85,15 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
             mirror.remember(Store(config.run.store), config, cell.plan, cell.name if len(cells) > 1 else None, sweep_id)
     told = Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells})
     if first.plan or (first.compute.slurm is None and first.compute.parallel == 1):
-        alike = len({config.run.store for config in configs}) == 1
-        if not first.plan and alike:  # so that its id selects its cells from the start
+        one_store = len({config.run.store for config in configs}) == 1
+        if not first.plan and one_store:  # so that its id selects its cells from the start
             keep(told, Records(Store(first.run.store)), distinct(cell.plan for cell in cells),
                  Machine(first.compute, first.tracker, console.style))
         held = covered(distinct(cell.plan for cell in cells))
         for config, cell in zip(configs, cells, strict=True):
             sources = {held[stage.key].key: held[stage.key] for stage in cell.plan.stages if stage.key in held}
             pipeline.main(config, console, tuple(sources.values()))
-        if not first.plan and alike:
+        if not first.plan and one_store:
             page(told, Store(first.run.store), console)
         return
     for name in ("compute", "tracker", "run"):

@@ -66,6 +66,7 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
             raise ConfigError(f"{key} was never submitted from {store.root}", "name the machine's settings with --machine FILE")
         machine_file = Path(record.log).parent / "machine.json"
     machine = read_machine(machine_file)
+    door.speak(machine.console)
     store.prepare()
     tasks = ranks.planned(machine.compute) if job.name == "train" else 1
     if tasks > 1 and os.environ.get("SLURM_NTASKS") == str(tasks):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 
 import numpy as np
 import pytest
 
-from upft.analyses.branching import Point, coverage, critical, errors, means
+from upft import statistics
+from upft.analyses import branching
+from upft.analyses.branching import MODELS, Point, Sides, Solved, critical, means, sides, solved, together
 
-MODELS = ("base", "trained")
+
+def errors(points, continuations, margin, seed):
+    return branching.errors(sides(points), sorted({p.t for p in points}), continuations, margin, seed)
+
+
+def coverage(cells, continuations, seed):
+    return branching.coverage([solved(cells)], sorted({p.t for p in cells["base", "base"]}), continuations, seed)
 
 
 def test_means_are_over_traces_of_a_question():
@@ -35,10 +44,43 @@ def test_errors_counts_only_questions_with_both_and_finds_the_length():
     assert found["critical"] == {"t": 4, "low": 4, "high": 4, "reached": 1.0}
     assert errors(points, 20, 0.05, 0)["critical"]["t"] == 2, "at least the margin, not above it"
     assert errors(points, 20, 0.5, 0)["critical"]["t"] == 8
-    assert found["ended"]["right"] == [0, 0, 0, pytest.approx(20 / 21)]
-    assert found["traces"] == {"right": 21, "wrong": 20}
+    assert found["ended"] == {"right": [0, 0, 0, 1], "wrong": [0, 0, 0, 0]}
+    assert found["traces"] == {"right": 20, "wrong": 20}, "of questions that have both"
     with pytest.raises(ValueError, match="both right and wrong"):
         errors([p for p in points if p.right], 20, 0.1, 0)
+
+
+def test_lines_are_what_was_found():
+    points = [Point("a", trace, t, trace > 0, t > 2, trace / 4 + t / 16) for trace in range(3) for t in (1, 2, 4)]
+    [one] = sides(points)
+    back = Sides.read(json.loads(json.dumps(one.told())))
+    assert (back.question, back.traces) == ("a", (2, 1))
+    for name in ("right", "wrong", "ended"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(one, name))
+    [other] = solved({(i, j): [Point("b", 0, 1, None, False, 0.5 + 0.125 * (i < j))] for i in MODELS for j in MODELS})
+    again = Solved.read(json.loads(json.dumps(other.told())))
+    assert again.by == {cell: pytest.approx(values) for cell, values in other.by.items()}
+
+
+def test_traces_under_several_seeds_are_of_one_model():
+    """A question counts once, with the mean of what the seeds that have it found; ended traces are shares of all traces."""
+    rng = np.random.default_rng(1)
+
+    def points(questions):
+        return [Point(q, trace, t, trace < 2, t == 4 and trace == 0, float(rng.random()))
+                for q in questions for trace in range(4) for t in (2, 4)]
+
+    seeds = [points("abcd"), points("bcde")]
+    found = branching.errors(together([sides(one) for one in seeds]), [2, 4], 8, 0.1, 0)
+    values = {}
+    for one in seeds:
+        for p in one:
+            values.setdefault((p.question, p.t, p.right), {}).setdefault(id(one), []).append(p.outcome)
+    for i, t in enumerate((2, 4)):
+        for side, name in ((True, "right"), (False, "wrong")):
+            by_question = [np.mean([np.mean(v) for v in values[q, t, side].values()]) for q in "abcde"]
+            assert found[name]["mean"][i] == pytest.approx(np.mean(by_question))
+    assert (found["questions"], found["traces"], found["ended"]["right"]) == (5, {"right": 16, "wrong": 16}, [0, 0.5])
 
 
 def test_critical_agrees_with_a_bootstrap_written_out():
@@ -100,6 +142,32 @@ def test_coverage_tells_a_model_that_only_chooses_from_one_that_only_goes_on_bet
     broken = cells({"base": 4, "trained": 4}, {"base": same, "trained": same})
     with pytest.raises(ValueError, match="different questions"):
         coverage({**broken, ("base", "trained"): broken["base", "trained"][:20]}, 4, 0)
+
+
+def test_coverage_over_seeds_is_crossed_and_seeds_that_disagree_widen_it():
+    rng = np.random.default_rng(2)
+
+    def seeds(apart):
+        out = []
+        for seed in range(3):
+            values = {(i, j): rng.random(25) * 0.5 + (j == "trained") * (0.1 + apart * seed) for i in MODELS for j in MODELS}
+            out.append([Solved(f"q{n}", {cell: v[n:n + 1] for cell, v in values.items()}) for n in range(25)])
+        return out
+
+    drawn = seeds(0.0)
+    found = branching.coverage(drawn, [8], 4, 0)
+    value = {cell: np.array([[one.by[cell][0] for one in some] for some in drawn]) for cell in drawn[0][0].by}
+    bb, bt, tb, tt = (value[i, j] for i in MODELS for j in MODELS)
+    wanted = statistics.paired_over_seeds((bb + tb) / 2, (bt + tt) / 2)
+    assert found["accuracy"] == [pytest.approx(vars(wanted))]
+    assert found["accuracy"][0]["test"] == "t, crossed random effects"
+    assert found["coverage"][0]["difference"] + found["accuracy"][0]["difference"] == pytest.approx(
+        found["change"][0]["difference"])
+    assert found["accuracy_of"]["base by trained"]["mean"] == [pytest.approx(bt.mean())]
+    wide = branching.coverage(seeds(0.2), [8], 4, 0)["accuracy"][0]
+    assert wide["high"] - wide["low"] > 3 * (wanted.high - wanted.low)
+    with pytest.raises(ValueError, match="different questions"):
+        branching.coverage([drawn[0], drawn[1][1:]], [8], 4, 0)
 
 
 def test_coverage_intervals_cover_the_truth_of_simulated_trainings():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from upft import divergence, models
-from upft.analyses.divergences import Apart, summary
+from upft import divergence, models, statistics
+from upft.analyses.divergences import Apart, Parted, over_seeds, summary
 from upft.console import Console
 from upft.machine import ComputeConfig
 from upft.prefix import trace_row
@@ -101,3 +101,47 @@ def test_summary_of_hand_made_traces():
     assert found["forward"]["high"][0] == pytest.approx(2 + half)
     assert found["forward"]["low"][0] == 0
     assert summary([Apart("a", np.array([1.0]), np.array([1.0]))], 2, 3, 0)["continuation"]["forward"] is None
+
+
+def test_over_seeds_is_crossed_and_only_of_common_questions():
+    rng = np.random.default_rng(4)
+
+    def drawn(seed: int, questions: range) -> list[Apart]:
+        return [Apart(f"q{q}", *(rng.gamma(2.0, 0.1 * (1 + seed / 10), (2, 5 if q % 2 else 3))))
+                for q in questions for _ in range(2)]
+
+    seeds = [drawn(seed, range(seed, 14)) for seed in (0, 1, 2)]
+    found = over_seeds([Parted.of(one, 2, 4) for one in seeds], 2)
+    common = [f"q{q}" for q in range(2, 14)]
+    assert (found["questions"], found["traces"], found["t"], found["known"]) == (12, 78, [1, 2, 3, 4], [12, 12, 12, 6])
+
+    def values(read, of=common):
+        return np.array([[np.mean([read(one) for one in some if one.question == q]) for q in of] for some in seeds])
+
+    first = values(lambda one: one.forward[0])
+    band = {name: found["forward"][name][0] for name in ("mean", "low", "high")}
+    assert band["mean"] == pytest.approx(first.mean())
+    crossed = statistics.paired_over_seeds(np.zeros_like(first), first)  # the same model, where its ends are not cut
+    assert (band["low"], band["high"]) == (pytest.approx(crossed.low), pytest.approx(crossed.high))
+    assert found["forward"]["mean"][3] == pytest.approx(values(lambda one: one.forward[3], common[1::2]).mean())
+    assert found["prefix"]["reverse"]["mean"] == pytest.approx(values(lambda one: one.reverse[:2].mean()).mean())
+    part, whole = (values(lambda one, n=n: one.forward[:n].sum()).mean() for n in (2, 99))
+    assert found["share"]["value"] == pytest.approx(part / whole)
+    assert found["share"]["low"] < part / whole < found["share"]["high"]
+    with pytest.raises(ValueError, match="1 questions in common"):
+        over_seeds([Parted.of(drawn(0, range(3)), 2, 4), Parted.of(drawn(0, range(2, 5)), 2, 4)], 2)
+
+
+def test_the_shares_interval_over_seeds_covers_the_truth():
+    """300 studies of 4 trainings and 30 questions, each with an effect of its own on prefix and rest."""
+    rng, inside, studies = np.random.default_rng(8), 0, 300
+    for _ in range(studies):
+        easy, tilt = rng.gamma(4.0, 0.25, 30), rng.normal(0, 0.05, 4)
+        seeds = []
+        for seed in range(4):
+            first = easy * (0.4 + tilt[seed]) * rng.gamma(20, 1 / 20, 30)
+            rest = easy * 0.6 * rng.gamma(20, 1 / 20, 30)
+            seeds.append(Parted.of([Apart(str(q), np.array([first[q], rest[q]]), np.zeros(2)) for q in range(30)], 1, 2))
+        share = over_seeds(seeds, 1)["share"]
+        inside += share["low"] <= 0.4 <= share["high"]
+    assert 0.92 <= inside / studies <= 0.985

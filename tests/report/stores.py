@@ -6,13 +6,19 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from artifacts import answer, diagnose, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from upft.analyses import branching, consistency, divergences
+from upft.analyses.branching import CELLS, Sides, Solved
+from upft.analyses.consistency import Counted
+from upft.analyses.divergences import Apart
+from upft.diagnosis import Trace
 from upft.ledger import Ledger
 from upft.store import canonical
 
@@ -34,6 +40,8 @@ class Setting:
     model: str = "qwen_math"
     data: str = "prm12k"
     tasks: tuple[str, ...] = ("gsm8k", "math500", "aime24", "gpqa")
+    looked: bool = field(default=False, repr=False)
+    """Whether it was asked for all analyses."""
 
 
 PAPER = tuple(Setting(method, label, length, ratio, seed, gain=gain) for method, label, length, ratio, gain in (
@@ -113,6 +121,9 @@ def cell(root: Path, s: Setting, finished: str = "2026-03-01T10:04:05Z") -> Path
             {"answers.jsonl": rows(task, ("base", s.seed), 0.0)})
         put("evaluate", f"trained:{task}", key("trained", task, s), {"scores.json": asked}, cost, spec,
             {"answers.jsonl": rows(task, s, s.gain)})
+    if s.looked:
+        for role, (stage, name, files, lines) in analysed(s).items():
+            put(stage, role, name, files, Ledger(seconds=5), {"of": role, "margin": 0.1}, lines)
     spec = {"type": "ReportSpec", "title": f"{s.label} of {s.model} on {s.data}", "model": s.model, "data": s.data,
             "method": s.method, "prefix_len": s.prefix_len, "ratio": s.ratio, "seed": s.seed, "tasks": list(s.tasks),
             "label": s.label}
@@ -124,6 +135,52 @@ def cell(root: Path, s: Setting, finished: str = "2026-03-01T10:04:05Z") -> Path
         "finished": finished, "host": "node-7", "git": "0f" * 20, "versions": {"torch": "2.13.0"},
         "command": f"python run.py -m model={s.model} seed=0,1"}))
     return folder
+
+
+def counted(seed: int) -> list[Counted]:
+    """What prefix self-consistency counts under a seed."""
+    rng = random.Random(repr(("counted", seed)))
+    return [Counted.of(f"q{q:02d}", [Trace([rng.choices(range(3), (q + 1, 4, 2))[0] for _ in range(9)], "length", True)
+                                     for _ in range(12)], q / 20, 8) for q in range(20)]
+
+
+def sides(seed: int) -> list[Sides]:
+    """Where errors begin, of questions that depend on the seed."""
+    rng = np.random.default_rng(seed)
+    return [Sides(f"q{q:02d}", np.clip(rng.normal([0.5, 0.6, 0.9], 0.1), 0, 1), np.clip(rng.normal([0.5, 0.4, 0.1], 0.1), 0, 1),
+                  (2, 2), np.array([[0, 0, 1], [0, 0, 2]])) for q in range(seed, 20 + seed)]
+
+
+def solved(s: Setting) -> list[Solved]:
+    """Continuations of base and trained model, which goes on better by half the setting's gain and opens better by the rest."""
+    rng = np.random.default_rng([s.seed, s.prefix_len or 0, int(1000 * (s.gain + 1))])
+    better = {"base": 0.0, "trained": s.gain / 2}
+    return [Solved(f"q{q:02d}", {(i, j): np.clip(rng.normal([0.4, 0.45], 0.1) + better[i] + better[j], 0, 1) for i, j in CELLS})
+            for q in range(20)]
+
+
+def apart(s: Setting) -> list[Apart]:
+    """Divergences that are ten times as large on the prefix."""
+    rng = np.random.default_rng([s.seed, s.prefix_len or 0])
+    return [Apart(f"q{q:02d}", *(rng.gamma(3, 0.1, (2, 20)) * np.where(np.arange(20) < (s.prefix_len or 8), 1.0, 0.1)))
+            for q in range(15)]
+
+
+def analysed(s: Setting) -> dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Role -> (stage, key, files, lines) of the analyses of a cell; those of the base model alone are all methods' alike."""
+    told = {"consistency": consistency.summary(counted(s.seed), 8, (0.25, 0.75)),
+            "errors": branching.errors(sides(s.seed), [2, 4, 8], 4, 0.1, 0),
+            "coverage": branching.coverage([solved(s)], [4, 8], 4, 0),
+            "kl": divergences.summary(apart(s), s.prefix_len or 8, 16, 0)}
+    lines = {"consistency": counted(s.seed), "errors": sides(s.seed), "coverage": solved(s)}
+    found = {}
+    for name, one in told.items():
+        who = key(name, s.seed) if name in lines and name != "coverage" else key(name, s)
+        rows: dict[str, Any] = {"values.jsonl": [each.told() for each in lines[name]]} if name in lines else {
+            "divergences.jsonl": [{"question": each.question, "forward": each.forward.tolist(),
+                                   "reverse": each.reverse.tolist()} for each in apart(s)]}
+        found[f"analysis:{name}"] = (name, who, {f"{name}.json": one}, rows)
+    return found
 
 
 def store(root: Path, settings: Sequence[Setting] = PAPER) -> list[Path]:

@@ -305,6 +305,74 @@ def test_latex_escapes_what_tex_obeys() -> None:
     assert plain.count("{") == plain.count("}")
 
 
+COMMANDS = {"textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textless": "<", "textgreater": ">",
+            "textbar": "|", "textasciigrave": "`"}
+
+
+def printed(tex: str) -> str:
+    """What TeX prints of text with commands that take no argument, escaped signs and empty groups; nothing else is allowed."""
+    out = ""
+    while tex:
+        if tex.startswith(r"\symbol{34}"):
+            out, tex = out + '"', tex[11:]
+            continue
+        found = re.match(r"\\([a-z]+)\{\}|\\([{}$&#%_])|(\{\})|([^\\{}$&#%_~^])", tex)
+        assert found, f"TeX would obey {tex[:20]!r}"
+        command, sign, _, plain = found.groups()
+        out += COMMANDS[command] if command else sign or plain or ""
+        tex = tex[found.end():]
+    return out
+
+
+NAMES = ["".join(map(chr, range(32, 127))), r"\input{/etc/passwd}", "a%b", "$x^2$", "#1", "~/models/x_y-z", "50% & more",
+         "{", "}", "}{",
+         "\\", "\\\\", r"\end{tabular}", "--", "---", "''", "``", ",,", "<<>>", "?`!`", "[2pt]", "*", "&&", "^^M", "^^5c",
+         "_", "tab\tnew\nline", "it's", '"q"', "a|b", "\x00\x07", ""]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_latex_prints_any_name_as_it_is(name: str) -> None:
+    tex = latex.escaped(name)
+    assert printed(tex) == re.sub(r"[\0\s]", " ", name).replace("\x07", "[U+0007]")
+    for pair in ("--", "''", ",,", "<<", ">>", "?`", "!`"):
+        assert pair not in tex, "TeX's fonts make one sign of two"
+
+
+@pytest.mark.parametrize(("name", "shown"), [("modèle Größe", "modele Grosse"), ("模型", "[U+6A21][U+578B]"), ("ﬁne", "fine"),
+                                             ("½ \U0001f600", "1[U+2044]2 [U+1F600]"), ("ł", "[U+0142]")])
+def test_latex_needs_no_font_but_its_own(name: str, shown: str) -> None:
+    shown = shown.replace("Grosse", "Gro[U+00DF]e").replace("1[U+2044]2", "12")
+    assert printed(latex.escaped(name)) == shown
+
+
+def test_every_latex_table_is_balanced_ascii(root: Path) -> None:
+    """Of real tables: as many cells in each line as columns, groups that close, one tabular."""
+    hostile = [Row(tuple(Cell(name, name, "[1.0, 2.0]", f"{name} [3]", "gain") for _ in range(2))) for name in NAMES]
+    texts = [(root / "out" / "tables" / f"{name}.tex").read_text(encoding="utf-8")
+             for name in ("unsupervised", "supervised", "cost", "ratios", "cells")]
+    for text in [*texts, latex.table(Table("x", "Title % “x”\n\\end", HOSTILE.columns, tuple(hostile), "Note − ‖"))]:
+        assert text.isascii()
+        body = [line for line in text.splitlines() if not line.startswith("%")]
+        assert (body[0].count("\\begin{tabular}"), body[-1]) == (1, "\\end{tabular}")
+        columns = len(re.fullmatch(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}", body[0])[1])  # type: ignore[index]
+        rules = [line for line in body[1:-1] if line in ("\\toprule", "\\midrule", "\\bottomrule")]
+        assert rules == ["\\toprule", "\\midrule", "\\bottomrule"]
+        for line in body[1:-1]:
+            plain = re.sub(r"\\[{}$&#%_\\]", "", line)
+            assert plain.count("{") == plain.count("}"), line
+            depth = 0
+            for sign in plain:
+                depth += (sign == "{") - (sign == "}")
+                assert depth >= 0, line
+            if line not in rules:
+                assert plain.count("&") == columns - 1, line
+                assert line.endswith(" \\\\")
+                assert not line.lstrip().startswith(("[", "*")), "the line before would take it for an argument"
+            assert plain.count("$") % 2 == 0
+            assert "%" not in plain
+            assert "#" not in plain
+
+
 def test_markdown_and_csv_escape_what_they_obey() -> None:
     lines = markdown.table(HOSTILE).splitlines()
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from upft import statistics
 from upft.statistics.means import LEVEL, Array, mean_interval
+from upft.statistics.several import seeds_amount
 
 
 def shares(values: Array, tries: float) -> dict[str, list[float]]:
@@ -35,6 +38,25 @@ def amounts(values: Array) -> dict[str, list[float]]:
     return _lists(found)
 
 
+def shares_over_seeds(values: Array) -> dict[str, list[float]]:
+    """Mean, low and high at each t of values: [seeds, questions, t] from 0 to 1, by `statistics.over_seeds`."""
+    found = [statistics.over_seeds(values[:, :, place]) for place in range(values.shape[2])]
+    return _lists([(one.value, one.low, one.high) for one in found])
+
+
+def amounts_over_seeds(values: Array) -> dict[str, list[float]]:
+    """Mean, low and high at each t of values: [seeds, questions, t] from 0 up, NaN where a question is not known under a seed,
+    which leaves it out there. Mean ± t·SE with question and seed as crossed random effects (`statistics.over_seeds`), not
+    below 0. Ends before the first t at which fewer than 2 questions are known."""
+    found = []
+    for place in range(values.shape[2]):
+        known = values[:, ~np.isnan(values[:, :, place]).any(axis=0), place]
+        if known.shape[1] < 2:
+            break
+        found.append(tuple(float(x) for x in seeds_amount(known)))
+    return _lists(found)
+
+
 def scaled(band: dict[str, list[float]], by: float) -> dict[str, list[float]]:
     """A band times a number."""
     return {name: [by * x for x in values] for name, values in band.items()}
@@ -48,5 +70,5 @@ def padded(rows: list[Array], longest: int) -> Array:
     return out
 
 
-def _lists(found: list[tuple[float, float, float]]) -> dict[str, Any]:
+def _lists(found: Sequence[tuple[float, ...]]) -> dict[str, Any]:
     return {name: [row[i] for row in found] for i, name in enumerate(("mean", "low", "high"))}

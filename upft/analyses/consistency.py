@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,51 +16,79 @@ from upft.statistics.means import Array
 ROWS = ("agreement", "distinct", "traces_a_prefix")
 
 
-class Consistency:
-    """Give it one question at a time; holds three numbers a question and length, whatever the number of traces.
+@dataclass(frozen=True)
+class Counted:
+    """One question. traces: how many, two or more; right: share of them that is, None where nobody looked; counts: ROWS by the
+    lengths that are known there, [3, known] (`diagnosis.beginnings`)."""
 
-    edges: shares of right traces at which the questions are parted into groups, each from its edge on up to the next.
+    question: str
+    traces: int
+    right: float | None
+    counts: Array
+
+    @classmethod
+    def of(cls, question: str, traces: Sequence[Trace], right: float | None, longest: int) -> Counted:
+        """Count the first 1 to `longest` tokens of a question's traces."""
+        return cls(question, len(traces), right, beginnings(traces, longest))
+
+    def told(self) -> dict[str, Any]:
+        """As a line of values.jsonl."""
+        return {"question": self.question, "traces": self.traces, "right": self.right,
+                **{name: [float(x) for x in row] for name, row in zip(ROWS, self.counts, strict=True)}}
+
+    @classmethod
+    def read(cls, line: Mapping[str, Any]) -> Counted:
+        """From a line of values.jsonl."""
+        return cls(str(line["question"]), int(line["traces"]), line["right"], np.array([line[name] for name in ROWS]))
+
+
+def summary(counted: Sequence[Counted], longest: int, edges: Sequence[float]) -> dict[str, Any]:
+    """Plain JSON. groups: all questions, then those of each difficulty: from, to (shares of right traces; null for all);
+    questions; right, the mean share; known [t], how many questions are known there; and for agreement, distinct and
+    traces_a_prefix the lists mean, low, high by t. traces: a question has, at most. edges: shares of right traces at which the
+    questions are parted into groups, each from its edge on up to the next.
     """
+    groups = [_group(counted, None, None)]
+    if edges and counted:
+        ends = [0.0, *edges, 1.0]
+        for number, (low, high) in enumerate(pairwise(ends)):
+            last = number == len(ends) - 2
+            chosen = [one for one in counted if one.right is not None and low <= one.right and (one.right < high or last)]
+            if chosen:
+                groups.append(_group(chosen, low, high))
+    return {"questions": len(counted), "traces": max((one.traces for one in counted), default=0), "longest": longest,
+            "edges": list(edges), "groups": groups}
 
-    def __init__(self, longest: int, edges: Sequence[float]) -> None:
-        self._longest, self._edges = longest, tuple(edges)
-        self._rows: list[Array] = []
-        self._shares: list[float | None] = []
-        self._traces: list[int] = []
 
-    def add(self, traces: Sequence[Trace], right: float | None) -> None:
-        """Two or more traces of one question, and the share of them that is right (None where nobody looked)."""
-        self._rows.append(beginnings(traces, self._longest))
-        self._shares.append(right)
-        self._traces.append(len(traces))
+def together(seeds: Sequence[Sequence[Counted]]) -> list[Counted]:
+    """Samplings of one model under several seeds as one: of each question the means over the seeds that have it, up to the
+    shortest length known. Raises ValueError where a question was sampled differently often: counts of 16 traces are not those
+    of 1000."""
+    found: dict[str, list[Counted]] = {}
+    for one in (one for counted in seeds for one in counted):
+        found.setdefault(one.question, []).append(one)
+    if any(len({one.traces for one in some}) > 1 for some in found.values()):
+        raise ValueError("the seeds have different numbers of traces a question")
+    return [Counted(question, some[0].traces, _mean([one.right for one in some]),
+                    np.mean([one.counts[:, :min(one.counts.shape[1] for one in some)] for one in some], axis=0))
+            for question, some in found.items()]
 
-    def found(self) -> dict[str, Any]:
-        """Plain JSON. groups: all questions, then those of each difficulty: from, to (shares of right traces; null for all);
-        questions; right, the mean share; known [t], how many questions are known there; and for agreement, distinct and
-        traces_a_prefix the lists mean, low, high by t (`diagnosis.beginnings`). traces: a question has, at most.
-        """
-        groups = [self._group(list(range(len(self._rows))), None, None)]
-        if self._edges and self._rows:
-            ends = [0.0, *self._edges, 1.0]
-            for number, (low, high) in enumerate(pairwise(ends)):
-                last = number == len(ends) - 2
-                chosen = [i for i, share in enumerate(self._shares) if share is not None and low <= share
-                          and (share < high or last)]
-                if chosen:
-                    groups.append(self._group(chosen, low, high))
-        return {"questions": len(self._rows), "traces": max(self._traces, default=0), "longest": self._longest,
-                "edges": list(self._edges), "groups": groups}
 
-    def _group(self, chosen: list[int], low: float | None, high: float | None) -> dict[str, Any]:
-        shares = [share for i in chosen if (share := self._shares[i]) is not None]
-        known = max((self._rows[i].shape[1] for i in chosen), default=0)
-        n = max((self._traces[i] for i in chosen), default=1)
-        out: dict[str, Any] = {"from": low, "to": high, "questions": len(chosen),
-                               "right": float(np.mean(shares)) if shares else None, "t": list(range(1, known + 1))}
-        for number, name in enumerate(ROWS):
-            scale = 1.0 if name == "agreement" else float(n)  # both counts lie from 1/n to 1 of the traces
-            values = bands.padded([self._rows[i][number] / scale for i in chosen], known)
-            band = bands.scaled(bands.shares(values, np.inf), scale)
-            out[name] = band if name == "agreement" else {**band, "low": [max(1.0, x) for x in band["low"]]}
-            out["known"] = [int(k) for k in (~np.isnan(values)).sum(axis=0)]
-        return out
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _group(chosen: Sequence[Counted], low: float | None, high: float | None) -> dict[str, Any]:
+    shares = [one.right for one in chosen if one.right is not None]
+    known = max((one.counts.shape[1] for one in chosen), default=0)
+    n = max((one.traces for one in chosen), default=1)
+    out: dict[str, Any] = {"from": low, "to": high, "questions": len(chosen),
+                           "right": float(np.mean(shares)) if shares else None, "t": list(range(1, known + 1))}
+    for number, name in enumerate(ROWS):
+        scale = 1.0 if name == "agreement" else float(n)  # both counts lie from 1/n to 1 of the traces
+        values = bands.padded([one.counts[number] / scale for one in chosen], known)
+        band = bands.scaled(bands.shares(values, np.inf), scale)
+        out[name] = band if name == "agreement" else {**band, "low": [max(1.0, x) for x in band["low"]]}
+        out["known"] = [int(k) for k in (~np.isnan(values)).sum(axis=0)]
+    return out

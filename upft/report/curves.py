@@ -33,42 +33,49 @@ def draw(settings: Sequence[Setting]) -> dict[str, Drawn]:
         for number, ((model, data, tasks), group) in enumerate(groups.items()):
             where = f"{model} on {data}"
             what = tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
-            colours = _colours(group)
+            colours_ = colours([s.method for s in group])
             for axis, label, value, fixed in (
                     ("length", "prefix length t, tokens", _length, lambda s: (s.method, s.ratio, s.knobs)),
                     ("ratio", "share p of whole traces", _ratio, lambda s: (s.method, s.prefix_len, s.knobs))):
                 lines = _lines(group, value, fixed)
                 if lines:
-                    name, figure = f"{axis}-{number}", _against(lines, value, label, axis, group[0], colours, what)
+                    name, figure = f"{axis}-{number}", _against(lines, value, label, axis, group[0], colours_, what)
                     alt = f"Accuracy ({what}) of {where} against {label}: " + " ".join(_told(lines, value))
                     figures[name] = drawn(name, alt, figure)
-            if any(s.cost["flops"] for s in group):
-                alt = f"Accuracy ({what}) of {where} against operations: " + " ".join(
-                    f"{s.name}: {w.flops(s.cost['flops'])}, {w.percent(s.overall.accuracy.value)}."
-                    for s in group if s.cost["flops"])
-                figures[f"pareto-{number}"] = drawn(f"pareto-{number}", alt, _pareto(group, colours, what))
+            panels = [axis for axis in AXES if any(s.cost[axis] for s in group)]
+            if panels:
+                alt = f"Accuracy ({what}) of {where} against cost: " + " ".join(
+                    f"{s.name}: {w.percent(s.overall.accuracy.value)} at "
+                    + ", ".join(f"{AXES[axis][1](s.cost[axis] or 0.0)} {AXES[axis][0]}" for axis in panels if s.cost[axis])
+                    + "." for s in group)
+                figures[f"pareto-{number}"] = drawn(f"pareto-{number}", alt, _pareto(group, panels, colours_, what))
             losses = [(s, curve) for s in group if len(curve := _loss_curve(s)) > 1]
             if losses:
                 alt = f"Training loss of {where}: " + " ".join(
                     f"{s.name}: {curve[0][1]:.3f} to {curve[-1][1]:.3f}." for s, curve in losses)
-                figures[f"loss-{number}"] = drawn(f"loss-{number}", alt, _losses(losses, colours))
+                figures[f"loss-{number}"] = drawn(f"loss-{number}", alt, _losses(losses, colours_))
     return figures
+
+
+CAPTIONS = {
+    "length": "Accuracy against prefix length, and its paired difference from the base model (grey), with 95% intervals (over "
+              "questions, and seeds where there are several).",
+    "ratio": "Accuracy against the share of whole traces, and its paired difference from the base model (grey), with 95% "
+             "intervals.",
+    "pareto": "Accuracy against what it took, on logarithmic axes: up and left is better. A line joins the settings that no "
+              "cheaper one beats. Grey: the base model. Operations by formula, of sampling and training; tokens: responses "
+              "only, those trained once, as the paper counts.",
+    "loss": "Training loss by optimiser step, the mean over seeds where there are several."}
 
 
 def caption(name: str) -> str:
     """What a figure shows, for under it."""
-    return {"length": "Accuracy against prefix length, and its paired difference from the base model (grey), with 95% "
-                      "intervals (over questions, and seeds where there are several).",
-            "ratio": "Accuracy against the share of whole traces, and its paired difference from the base model (grey), with "
-                     "95% intervals.",
-            "pareto": "Accuracy against what sampling and training took, on a logarithmic axis. Up and left is better; a line "
-                      "joins the settings that no cheaper one beats. Grey: the base model.",
-            "loss": "Training loss by optimiser step, the mean over seeds where there are several."}[name.rpartition("-")[0]]
+    return CAPTIONS[name.rpartition("-")[0]]
 
 
-def _colours(group: Sequence[Setting]) -> dict[str, tuple[str, str]]:
+def colours(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Method -> (colour, marker): a known method has its own on every page."""
-    others = [method for method in dict.fromkeys(s.method for s in group) if method not in PLACES]
+    others = [method for method in dict.fromkeys(methods) if method not in PLACES]
     places = {**PLACES, **{method: len(PLACES) + n for n, method in enumerate(others)}}
     return {method: (SERIES[n % len(SERIES)], MARKERS[n % len(MARKERS)]) for method, n in places.items()}
 
@@ -132,31 +139,60 @@ def _against(lines: Sequence[Sequence[Setting]], value: Callable[[Setting], floa
     return figure
 
 
-def _pareto(group: Sequence[Setting], colours: Mapping[str, tuple[str, str]], what: str) -> Figure:
-    figure, axes = canvas(3.1)
+def _hours(hours: float) -> str:
+    return f"{hours:.3g} h"
+
+
+AXES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "flops": ("operations", w.flops), "sampled": ("tokens sampled", w.short), "trained": ("tokens trained", w.short),
+    "gpu_hours": ("GPU-hours", _hours), "training_seconds": ("time to build and train", w.seconds)}
+"""Costs that accuracy is drawn against: what they are called, how they read."""
+
+
+def _pareto(group: Sequence[Setting], panels: Sequence[str], colours: Mapping[str, tuple[str, str]], what: str) -> Figure:
+    """A panel a cost; the front of those that no cheaper setting beats in each."""
+    panels = [axis for axis in panels if axis != "training_seconds" or "gpu_hours" not in panels]
+    rows = (len(panels) + 1) // 2
+    figure, grid = canvas(0.5 + 2.1 * rows, nrows=rows, ncols=min(2, len(panels)), sharey=True, squeeze=False)
+    for place, (axis, axes) in enumerate(zip([*panels, None], grid.flat, strict=False)):
+        if axis is None:
+            axes.axis("off")
+            continue
+        _front(axes, axis, group, colours)
+        name, read = AXES[axis]
+        known = sorted(float(s.cost[axis] or 0.0) for s in group if s.cost[axis])
+        ticks = _ticks(known[0], known[-1])[::2] if len(_ticks(known[0], known[-1])) > 3 else _ticks(known[0], known[-1])
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [read(tick) for tick in ticks])
+        axes.minorticks_off()
+        _finish(figure if place == 0 else None, axes, name, what if place % 2 == 0 else "")
+    return figure
+
+
+def _front(axes: Axes, axis: str, group: Sequence[Setting], colours: Mapping[str, tuple[str, str]]) -> None:
     _base(axes, group[0])
-    known = sorted((s for s in group if s.cost["flops"]), key=lambda s: (s.cost["flops"] or 0.0, s.name))
-    front, best = [], group[0].overall.base.value
-    for s in known:
-        if s.overall.accuracy.value > best:
-            best = s.overall.accuracy.value
-            front.append(s)
-    axes.plot([s.cost["flops"] for s in front], [100 * s.overall.accuracy.value for s in front], color=INK, linewidth=1,
-              linestyle=(0, (1, 2)), zorder=1.5)
+    known = sorted((s for s in group if s.cost[axis]), key=lambda s: (s.cost[axis] or 0.0, s.name))
+    front = pareto([(s.cost[axis] or 0.0, s.overall.accuracy.value) for s in known], group[0].overall.base.value)
+    axes.plot([cost for i in front if (cost := known[i].cost[axis])],
+              [100 * known[i].overall.accuracy.value for i in front], color=INK, linewidth=1, linestyle=(0, (1, 2)), zorder=1.5)
     named: set[str] = set()
     for s in known:
         colour, marker = colours[s.method]
         a = s.overall.accuracy
-        axes.errorbar([s.cost["flops"]], [100 * a.value], [[100 * (a.value - a.low)], [100 * (a.high - a.value)]], color=colour,
-                      marker=marker, markersize=6, linestyle="", elinewidth=0.9, markeredgecolor=PAPER, markeredgewidth=0.6,
-                      alpha=0.95, label=None if s.method in named else s.method)
+        axes.errorbar([s.cost[axis] or 0.0], [100 * a.value], [[100 * (a.value - a.low)], [100 * (a.high - a.value)]],
+                      color=colour, marker=marker, markersize=6, linestyle="", elinewidth=0.9, markeredgecolor=PAPER,
+                      markeredgewidth=0.6, alpha=0.95, label=None if s.method in named else s.method)
         named.add(s.method)
-    axes.set_xscale("log")
-    ticks = _ticks(float(known[0].cost["flops"] or 1.0), float(known[-1].cost["flops"] or 1.0))
-    axes.set_xticks(ticks, [w.flops(tick) for tick in ticks])
-    axes.minorticks_off()
-    _finish(figure, axes, "operations of sampling and training", what)
-    return figure
+
+
+def pareto(points: Sequence[tuple[float, float]], least: float) -> list[int]:
+    """Places of the (cost, accuracy) that are above `least` and that no other one reaches at the same cost or less."""
+    front, best = [], least
+    for place in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[place][1] > best:
+            best = points[place][1]
+            front.append(place)
+    return front
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -172,9 +208,8 @@ def _ticks(low: float, high: float) -> list[float]:
 def _loss_curve(s: Setting) -> list[tuple[int, float]]:
     by_step: dict[int, list[float]] = {}
     for case in s.cases:
-        for row in case.evidence.metrics:
-            if "step" in row and "loss" in row:
-                by_step.setdefault(int(row["step"]), []).append(float(row["loss"]))
+        for step, loss in case.losses:
+            by_step.setdefault(int(step), []).append(float(loss))
     return [(step, statistics.fmean(found)) for step, found in sorted(by_step.items()) if len(found) == len(s.cases)]
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from upft.report import analyses, wording
+from upft.report import panels, wording
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def draw(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> di
         if len(losses) > 1:
             alt = f"Training loss from {losses[0][1]:.3f} at step {losses[0][0]} to {losses[-1][1]:.3f} at step {losses[-1][0]}"
             figures["loss"] = drawn("loss", alt, _loss(losses))
-        for name, (alt, figure) in analyses.draw(results.get("analyses", {}), results["method"]).items():
+        for name, (alt, figure) in panels.draw(results.get("analyses", {}), results["method"]).items():
             figures[name] = drawn(name, alt, figure)
     return figures
 

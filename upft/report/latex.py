@@ -2,16 +2,23 @@ r"""A table as LaTeX with booktabs: a `tabular` alone, to be \input into a table
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 from upft.report.table import Cell, Table
 from upft.statistics import GAIN, LOSS
 
 SIGNS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": r"$-$", "—": "---", "–": "--", "…": r"\ldots{}", "×": r"$\times$",
-    "→": r"$\rightarrow$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "\u00a0": "~",
+    "|": r"\textbar{}", '"': r"\symbol{34}", "−": r"$-$", "—": "---", "–": "--", "…": r"\ldots{}", "×": r"$\times$",
+    "→": r"$\rightarrow$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "\u00a0": "~", "‖": r"$\Vert$",
+    "“": "``", "”": "''", "’": "'", "`": r"\textasciigrave{}",
 }
-"""What TeX takes for a command, and what its fonts lack. Symbols need amssymb."""
+"""What TeX takes for a command, and what its fonts lack. Symbols need amssymb; nothing needs another encoding than TeX's first
+(OT1, which has no \\textquotedbl)."""
+LIGATURES = re.compile(r"-(?=-)|'(?=')|,(?=,)|<(?=<)|>(?=>)|[?!](?=`)")
+"""Signs that fonts join with the next one."""
 VERDICTS = {GAIN: r"$^{\blacktriangle}$", LOSS: r"$^{\blacktriangledown}$"}
 
 
@@ -36,7 +43,8 @@ def _cell(cell: Cell, published: bool) -> str:
     text = escaped(cell.text)
     if published and text:
         text = f"\\emph{{{text}}}"
-    return f"{text} {{\\scriptsize {_group(cell.interval)}}}" if cell.interval else _group(text, done=True)
+    text = _group(text, done=True)
+    return f"{text} {{\\scriptsize {_group(cell.interval)}}}" if cell.interval else text
 
 
 def _below(cell: Cell) -> str:
@@ -46,13 +54,25 @@ def _below(cell: Cell) -> str:
 def _group(text: str, done: bool = False) -> str:
     r"""A cell that begins with [ would be an argument of the \\ before it."""
     text = text if done else escaped(text)
-    return f"{{}}{text}" if text.startswith(("[", "*")) else text
+    return f"{{}}{text}" if text.lstrip().startswith(("[", "*")) else text
 
 
 def escaped(text: str) -> str:
-    """Text as TeX prints it."""
-    return "".join(SIGNS.get(sign, sign) for sign in " ".join(text.split(" ")))
+    """Text as TeX prints it, on one line. Letters that are not ASCII's lose their accents; of what then is none the code
+    point stands there, for not every engine has a font for it."""
+    text = LIGATURES.sub(lambda first: f"{first[0]}\0", text.replace("\0", " "))
+    return "".join("{}" if sign == "\0" else SIGNS[sign] if sign in SIGNS else " " if sign.isspace() else
+                   sign if sign.isascii() and sign.isprintable() else escaped(_ascii(sign)) for sign in text)
+
+
+def _ascii(sign: str) -> str:
+    found = "".join(part for part in unicodedata.normalize("NFKD", sign) if part.isascii() and part.isprintable())
+    return found or f"[U+{ord(sign):04X}]"
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split())
+    """For a comment: ASCII, on one line."""
+    named = {"−": "-", "–": "-", "—": "--", "“": '"', "”": '"', "’": "'", "×": "x", "→": "->", "▲": "gain", "▼": "loss",
+             "‖": "||", "…": "..."}
+    text = " ".join(text.split())
+    return "".join(named.get(sign, sign if sign.isascii() and sign.isprintable() else _ascii(sign)) for sign in text)

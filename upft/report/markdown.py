@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from upft.report.table import Cell, Table, marked
+
+if TYPE_CHECKING:
+    from upft.report.analyses import Section
+    from upft.report.figures import Drawn
 
 
 def table(one: Table) -> str:
@@ -15,6 +21,14 @@ def table(one: Table) -> str:
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     note = f"\n\n{escaped(one.note)}" if one.note else ""
     return f"### {escaped(one.title)}\n\n{body}{note}\n"
+
+
+def section(one: Section, figures: Mapping[str, Drawn]) -> str:
+    """An analysis: title, sentences, figures, tables."""
+    shown = [f"![{escaped(figures[name].alt)}](figures/{name}.svg)\n\n{escaped(caption)}" for name, caption in one.figures
+             if name in figures]
+    return "\n\n".join([f"## {escaped(one.title)}", *(escaped(text) for text in one.text), *shown,
+                        *(table(each).rstrip() for each in one.tables)]) + "\n"
 
 
 def _cell(cell: Cell, published: bool) -> str:

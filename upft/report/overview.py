@@ -15,6 +15,9 @@ from upft.report import settings as s
 from upft.report import wording as w
 from upft.report.figures import Drawn
 from upft.report.settings import Case, Setting, TaskFound
+from upft.report.studies import Study
+from upft.report.studies import as_json as studies_json
+from upft.report.studies import sections as sections_of
 from upft.report.table import MARKS, Table
 from upft.statistics import NOISE
 
@@ -25,17 +28,22 @@ SCHEMA = 1
 
 
 def render(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[Table], figures: Mapping[str, Drawn],
-           commands: Sequence[str], missing: Sequence[str] = ()) -> str:
+           commands: Sequence[str], studies: Sequence[Study] = (), missing: Sequence[str] = ()) -> str:
     """The whole page. missing: cells that should be on it and are not."""
     from markupsafe import Markup
 
     return page.environment().get_template("overview.html.j2").render(
         title=title(settings), under=under(settings, cases), absent=absent(missing), findings=findings(settings), tables=tables,
-        marks=MARKS, figures=page.shown(figures),
-        captions={name: curves.caption(name) for name in figures}, examples=_examples(settings),
+        marks=MARKS, figures=page.shown(figures), captions={name: curves.caption(name) for name in _own(figures)},
+        own=_own(figures), analyses=sections_of(studies), unbroken=page.unbroken, examples=_examples(settings),
         shorten=page.rest, commands=commands, versions=versions(cases), resolved=_resolved(settings),
         css=Markup((page.FOLDER / "style.css.j2").read_text(encoding="utf-8")), script=Markup(page.script()),
         policy=page.policy())
+
+
+def _own(figures: Mapping[str, Drawn]) -> list[str]:
+    """Names of the figures that are not an analysis's."""
+    return [name for name in figures if name.rpartition("-")[0] in curves.CAPTIONS]
 
 
 def title(settings: Sequence[Setting]) -> str:
@@ -100,7 +108,7 @@ def _examples(settings: Sequence[Setting]) -> list[dict[str, Any]]:
         if (one.model, one.data, one.method) in seen:
             continue
         seen.add((one.model, one.data, one.method))
-        evidence = one.cases[0].evidence
+        evidence = one.cases[0].again()
         for task, (base, trained) in evidence.tasks.items():
             pairs = page.differing(base, trained, EXAMPLES, evidence.decode, one.prefix_len)
             if pairs:
@@ -110,24 +118,25 @@ def _examples(settings: Sequence[Setting]) -> list[dict[str, Any]]:
 
 def versions(cases: Sequence[Case]) -> list[tuple[str, str]]:
     """Every version that any stage of any cell ran with."""
-    return page.versions([record for case in cases for record in case.evidence.stages])
+    return page.versions(case.versions for case in cases)
 
 
 def _resolved(settings: Sequence[Setting]) -> list[dict[str, str]]:
     return [{"title": f"{one.model}, {one.data}: {one.name}", "text": json.dumps(
-        {record.role: record.spec for record in one.cases[0].evidence.stages}, indent=1, ensure_ascii=False, sort_keys=True)}
+        one.cases[0].specs(), indent=1, ensure_ascii=False, sort_keys=True)}
         for one in settings]
 
 
 def as_markdown(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequence[Table], figures: Mapping[str, Drawn],
-                commands: Sequence[str], missing: Sequence[str] = ()) -> str:
+                commands: Sequence[str], studies: Sequence[Study] = (), missing: Sequence[str] = ()) -> str:
     """report.md: the page without its examples."""
     parts = [f"# {markdown.escaped(title(settings))}\n\n{markdown.escaped(under(settings, cases))}\n"]
     parts += [f"**{markdown.escaped(absent(missing))}**\n"] if missing else []
     parts += [f"**{markdown.escaped(one['what'])}** {markdown.escaped(one['numbers'])}\n" for one in findings(settings)]
     parts += [markdown.table(one) for one in tables if one.name != "cells"]
-    parts += [f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n\n{curves.caption(name)}\n"
-              for name, drawn in figures.items()]
+    parts += [f"![{markdown.escaped(figures[name].alt)}](figures/{name}.svg)\n\n{curves.caption(name)}\n"
+              for name in _own(figures)]
+    parts += [markdown.section(one, figures) for one in sections_of(studies)]
     parts += [markdown.table(one) for one in tables if one.name == "cells"]
     parts.append("## How to repeat it\n\n" + "\n".join(f"    {command}" for command in commands) + "\n")
     parts.append("".join(f"- {name}: {markdown.escaped(found)}\n" for name, found in versions(cases)))
@@ -135,7 +144,7 @@ def as_markdown(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequ
 
 
 def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping[str, Drawn],
-            commands: Sequence[str], missing: Sequence[str] = ()) -> dict[str, Any]:
+            commands: Sequence[str], studies: Sequence[Study] = (), missing: Sequence[str] = ()) -> dict[str, Any]:
     """results.json (docs/report.md)."""
     return {
         "schema": SCHEMA, "title": title(settings), "source_of_published": paper.told()["source"], "commands": list(commands),
@@ -153,6 +162,7 @@ def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping
             "published": {table: asdict(line) for table in ("unsupervised", "supervised")
                           if (line := paper.line(table, one.model, one.data, one.method)) is not None},
         } for one in settings],
+        "analyses": studies_json(studies),
         "cells": [{
             "key": case.key,
             **{name: case.results[name] for name in ("model", "data", "method", "prefix_len", "ratio", "seed")},
@@ -160,7 +170,7 @@ def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping
             "accuracy": {task: {side: e[side]["accuracy"] for side in ("base", "trained")}
                          for task, e in case.results["tasks"].items()},
             "comparison": case.results["comparison"],
-            "stages": {record.role: record.key for record in case.evidence.stages},
+            "stages": dict(case.stages),
             "provenance": {name: case.provenance.get(name) for name in ("git", "host", "finished", "command", "versions")},
         } for case in cases],
     }

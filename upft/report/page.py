@@ -83,11 +83,13 @@ def as_markdown(results: Mapping[str, Any], evidence: Evidence, figures: Mapping
                      for one in (_made(record) for record in evidence.stages))
     parts = [f"# {markdown.escaped(results['title'])}\n",
              *(f"{markdown.escaped(line)}\n" for line in results["headline"]), *(markdown.table(one) for one in tables),
-             *(f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n" for name, drawn in figures.items()),
+             *(f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n" for name, drawn in figures.items()
+               if name not in analyses.LABELS),
+             *(markdown.section(one, figures) for one in analyses.sections(results.get("analyses", {}), results["method"])),
              "### Training\n\n" + "".join(f"- {name}: {markdown.escaped(value)}\n"
                                          for name, value in _facts(results["training"])),
              f"### Provenance\n\n| stage | artifact | finished, UTC | host | commit |\n|---|---|---|---|---|\n{stages}",
-             "".join(f"- {name}: {markdown.escaped(value)}\n" for name, value in versions(evidence.stages)),
+             "".join(f"- {name}: {markdown.escaped(value)}\n" for name, value in versions([found_versions(evidence.stages)])),
              f"How to repeat it:\n\n    {command}\n" if command else ""]
     return "\n".join(part for part in parts if part)
 
@@ -109,7 +111,7 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
         comparison=methods.columns(methods.table([results])),
         beginnings=lengths(results["diagnosis"]) if results["diagnosis"] else [],
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
-        made=[_made(record) for record in evidence.stages], versions=versions(evidence.stages), shorten=rest,
+        made=[_made(record) for record in evidence.stages], versions=versions([found_versions(evidence.stages)]), shorten=rest,
         beside=[table for table in tables if any(row.kind == "paper" for row in table.rows)], marks=MARKS,
         command=repeat(evidence), script=Markup(script()), policy=policy(),
     )
@@ -247,7 +249,7 @@ def _made(record: StageRecord) -> dict[str, str]:
     }
 
 
-def versions(stages: Iterable[StageRecord]) -> list[tuple[str, str]]:
+def found_versions(stages: Iterable[StageRecord]) -> dict[str, list[str]]:
     """Every version that any stage ran with; more than one where stages differ."""
     found: dict[str, list[str]] = {}
     for record in stages:
@@ -256,4 +258,13 @@ def versions(stages: Iterable[StageRecord]) -> list[tuple[str, str]]:
         for name, version in versions.items():
             if version is not None and str(version) not in found.setdefault(name, []):
                 found[name].append(str(version))
-    return [(name, ", ".join(versions)) for name, versions in sorted(found.items()) if versions]
+    return found
+
+
+def versions(found: Iterable[Mapping[str, Sequence[str]]]) -> list[tuple[str, str]]:
+    """Those of several cells together, by name."""
+    every: dict[str, dict[str, None]] = {}
+    for one in found:
+        for name, some in one.items():
+            every.setdefault(name, {}).update(dict.fromkeys(some))
+    return [(name, ", ".join(some)) for name, some in sorted(every.items()) if some]

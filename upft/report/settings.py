@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import statistics as plain
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upft import statistics
-from upft.report.evidence import Answers, Evidence
+from upft.report import page
+from upft.report.evidence import Evidence
 from upft.report.results import results
+from upft.specs import ReportSpec
 from upft.statistics import Estimate, Paired
 from upft.store import digest
 
@@ -28,29 +30,60 @@ AGAINST = ("RFT", "SFT")
 
 
 @dataclass(frozen=True)
-class Case:
-    """One cell's report and what it was made from. provenance: of the report itself."""
+class Looked:
+    """One analysis of one cell. key: of its artifact; ask: a digest of what was asked, seeds and the training aside; told: its
+    summary; values: what it found of each question (`upft.report.studies.read`), None where that was not kept."""
 
     key: str
-    evidence: Evidence
+    ask: str
+    told: Mapping[str, Any]
+    values: Any = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is held of one cell: some kilobytes, however long its answers. results: computed anew from the artifacts, so that
+    reports of other versions stand side by side; provenance: of the report itself; science: a digest of everything the
+    result depends on but the seeds; seeds: (the cell's, the training's); asked: one of how the base model was asked;
+    stages: role -> key; correct: task -> (base, trained), each [questions, samples]; losses: [steps, 2], step and loss;
+    looked: its analyses by name; specs, again: read what its stages were told, and all of its evidence, once more.
+    """
+
+    key: str
+    spec: ReportSpec
+    results: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    science: str
+    seeds: tuple[int, int]
+    asked: str
+    stages: Mapping[str, str]
+    versions: Mapping[str, Sequence[str]]
+    correct: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+    losses: NDArray[np.float64]
+    looked: Mapping[str, Looked]
+    specs: Callable[[], Mapping[str, Any]]
+    again: Callable[[], Evidence]
 
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """Computed anew from the artifacts, so that reports of other versions stand side by side."""
-        return results(self.evidence)
+    @classmethod
+    def of(cls, key: str, evidence: Evidence, provenance: Mapping[str, Any], looked: Mapping[str, Looked] | None = None,
+           specs: Callable[[], Mapping[str, Any]] | None = None, again: Callable[[], Evidence] | None = None) -> Case:
+        """From the evidence, which is held on to only where specs and again are not given."""
+        told = {role: record.spec for record in evidence.stages if (role := record.role)}
+        losses = np.array([(row["step"], row["loss"]) for row in evidence.metrics if "step" in row and "loss" in row])
+        found = {name: value for name, value in results(evidence).items() if name not in ("diagnosis", "analyses")}
+        questions = {task: digest(list(base.ids)) for task, (base, _) in evidence.tasks.items()}
+        base_told = {role: spec for role, spec in told.items() if role.startswith(("base:", "judged:base:"))}
+        mark = digest([science(told), questions, evidence.method, [evidence.spec.model, evidence.spec.data]])
+        return cls(key, evidence.spec, found, provenance, mark, (evidence.spec.seed, evidence.train_seed),
+                   digest([evidence.spec.model, science(base_told), questions]),
+                   {record.role: record.key for record in evidence.stages}, page.found_versions(evidence.stages),
+                   {task: (base.correct > 0, trained.correct > 0) for task, (base, trained) in evidence.tasks.items()},
+                   losses.reshape(-1, 2), looked or {}, specs or (lambda: told), again or (lambda: evidence))
 
-    @property
-    def seeds(self) -> tuple[int, int]:
-        """(the cell's, the training's)."""
-        return int(self.results["seed"]), self.evidence.train_seed
 
-    @cached_property
-    def science(self) -> dict[str, Any]:
-        """Everything the result depends on but the seeds: role -> spec."""
-        specs = {record.role: without_seeds(record.spec.get("spec", {})) for record in self.evidence.stages}
-        return {**specs, "questions": {task: digest(list(base.ids)) for task, (base, _) in self.evidence.tasks.items()},
-                "method": self.evidence.method, "names": [self.evidence.spec.model, self.evidence.spec.data]}
+def science(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Role -> spec without seeds, of the stages that the result depends on: analyses look at it from outside."""
+    return {role: without_seeds(spec.get("spec", {})) for role, spec in told.items() if not role.startswith("analysis:")}
 
 
 @dataclass(frozen=True)
@@ -78,7 +111,7 @@ class Setting:
     cost: Mapping[str, float | None]
 
     @property
-    def first(self) -> dict[str, Any]:
+    def first(self) -> Mapping[str, Any]:
         """results.json of the first seed."""
         return self.cases[0].results
 
@@ -144,12 +177,12 @@ def settings(cases: Sequence[Case]) -> list[Setting]:
     """The settings, by model, data and method in the order of the paper's tables, then prefix length and ratio."""
     groups: dict[str, list[Case]] = {}
     for case in sorted(cases, key=lambda one: (one.seeds, one.key)):
-        groups.setdefault(digest(case.science), []).append(case)
+        groups.setdefault(case.science, []).append(case)
     named: dict[tuple[Any, ...], list[str]] = {}
     for mark, group in groups.items():
         named.setdefault(_name(group[0]), []).append(mark)
     knobs = {mark: found for marks in named.values()
-             for mark, found in zip(marks, _differ([groups[mark][0].science for mark in marks]), strict=True)}
+             for mark, found in zip(marks, _differ([groups[mark][0] for mark in marks]), strict=True)}
     return sorted((_setting(tuple(group), knobs[mark]) for mark, group in groups.items()),
                   key=lambda s: (s.model, s.data, _order(s.method), s.method, s.prefix_len or 0, s.ratio, s.knobs))
 
@@ -167,10 +200,13 @@ def _order(method: str) -> int:
 
 
 def newest(cases: Sequence[Case]) -> list[Case]:
-    """Of several reports on one cell (another version of a stage wrote another) the last one finished."""
+    """Of several reports on one cell (another version of a stage wrote another, or analyses were asked for later) the last one
+    finished, with what earlier ones have of the analyses that it lacks."""
     found: dict[tuple[str, tuple[int, int]], Case] = {}
     for case in sorted(cases, key=lambda one: (str(one.provenance.get("finished", "")), one.key)):
-        found[digest(case.science), case.seeds] = case
+        cell = case.science, case.seeds
+        earlier = found[cell].looked if cell in found else {}
+        found[cell] = dataclasses.replace(case, looked={**earlier, **case.looked})
     return list(found.values())
 
 
@@ -184,9 +220,10 @@ def without_seeds(spec: Any) -> Any:
     return spec
 
 
-def _differ(sciences: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """For each of several settings of one name what it has that another has not, as `role.key=value`."""
-    flat = [dict(_leaves(one)) for one in sciences]
+def _differ(cases: Sequence[Case]) -> list[tuple[str, ...]]:
+    """For each of several settings of one name, of which a case is given, what it has that another has not, as
+    `role.key=value`."""
+    flat = [dict(_leaves(science(case.specs()))) for case in cases] if len(cases) > 1 else [{}]
     keys = [key for key in sorted({key for one in flat for key in one}) if len({repr(one.get(key)) for one in flat}) > 1]
     shown = [key for key in keys if not key.endswith(("sha256", "revision"))] or keys
     return [tuple(f"{key}={one[key]}" for key in shown[:4] if key in one) for one in flat]
@@ -201,7 +238,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
-    tasks = list(cases[0].evidence.tasks)
+    tasks = list(cases[0].correct)
     if len(cases) == 1:
         told = cases[0].results
         found = {task: TaskFound(Estimate(**e["trained"]["accuracy"]), Estimate(**e["base"]["accuracy"]), _paired(e["paired"]),
@@ -212,7 +249,7 @@ def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
             Estimate(**mean["trained"]["accuracy"]), Estimate(**mean["base"]["accuracy"]), _paired(mean["paired"]),
             sum(one.questions for one in found.values()), 0, mean["protocol"], {})
         return Setting(cases, knobs, found, overall, cost(cases))
-    sides = [{task: _matrix([case.evidence.tasks[task][side] for case in cases]) for task in tasks} for side in (0, 1)]
+    sides = [{task: _matrix([case.correct[task][side] for case in cases]) for task in tasks} for side in (0, 1)]
     found = {}
     for task in tasks:
         e = cases[0].results["tasks"][task]
@@ -234,9 +271,9 @@ def _paired(told: Mapping[str, Any]) -> Paired:
     return Paired(**{f.name: told[f.name] for f in dataclasses.fields(Paired)})
 
 
-def _matrix(answers: Sequence[Answers]) -> np.ndarray:
+def _matrix(correct: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
     """[seeds, questions]: means of each question's answers. All have the same questions (`Case.science` holds them)."""
-    return np.array([one.correct.mean(axis=1) for one in answers])
+    return np.array([one.mean(axis=1) for one in correct])
 
 
 def cost(cases: Sequence[Case]) -> dict[str, float | None]:
@@ -287,21 +324,18 @@ def bases(every: Sequence[Setting]) -> list[Base]:
     groups: dict[str, list[Case]] = {}
     for setting in every:
         for case in setting.cases:
-            asked = {record.role: without_seeds(record.spec.get("spec", {})) for record in case.evidence.stages
-                     if record.role.startswith(("base:", "judged:base:"))}
-            groups.setdefault(digest([setting.model, asked, case.science["questions"]]), []).append(case)
+            groups.setdefault(case.asked, []).append(case)
     return [_base(group) for group in groups.values()]
 
 
 def _base(cases: Sequence[Case]) -> Base:
     found = {}
-    for task in cases[0].evidence.tasks:
-        evaluations: dict[str, Answers] = {}
+    for task in cases[0].correct:
+        evaluations: dict[str, NDArray[np.bool_]] = {}
         for case in cases:
-            keys = {record.role: record.key for record in case.evidence.stages}
-            key = keys.get(f"judged:base:{task}") or keys[f"base:{task}"]
-            evaluations.setdefault(key, case.evidence.tasks[task][0])
-        correct = np.concatenate([evaluations[key].correct for key in sorted(evaluations)], axis=1)
+            key = case.stages.get(f"judged:base:{task}") or case.stages[f"base:{task}"]
+            evaluations.setdefault(key, case.correct[task][0])
+        correct = np.concatenate([evaluations[key] for key in sorted(evaluations)], axis=1).astype(np.float64)
         e = cases[0].results["tasks"][task]
         value = statistics.accuracy(correct)
         found[task] = TaskFound(value, value, Paired(0.0, 0.0, 0.0, 1.0, "", ""), len(correct), correct.shape[1],

@@ -72,3 +72,10 @@ def told(artifacts: Iterable[Path], file: str) -> dict[str, Any] | None:
             assert isinstance(summary, dict)  # written by our own stages
             return summary
     return None
+
+
+def keep(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write values.jsonl: what an analysis found of each question, from which reports on many cells start."""
+    with (out / "values.jsonl").open("w", encoding="utf-8") as stream:
+        for line in lines:
+            stream.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")

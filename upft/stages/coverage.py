@@ -1,7 +1,7 @@
 """Stage `coverage`: what training moved, from prefixes of both models continued by both.
 
 Reads four sets of continuations and their grades (`branches PROPOSER by SOLVER`, `outcomes ...`); writes coverage.json (its
-keys: `upft.analyses.branching.coverage`) and ledger.json.
+keys: `upft.analyses.branching.coverage`), values.jsonl (a line a question) and ledger.json.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from upft import ledger, outcomes
 from upft.analyses import branching
 from upft.errors import DataError
 from upft.specs import CoverageSpec
-from upft.stages import Host
-
-MODELS = ("base", "trained")
+from upft.stages import Host, keep
 
 
 def run(spec: CoverageSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -24,12 +22,15 @@ def run(spec: CoverageSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
     with ledger.Meter() as meter:
         told = json.loads((inputs["branches base by base"] / "samples.json").read_text())
         cells = {(i, j): outcomes.read(inputs[f"branches {i} by {j}"], inputs[f"outcomes {i} by {j}"])
-                 for i in MODELS for j in MODELS}
+                 for i, j in branching.CELLS}
         try:
-            found = branching.coverage(cells, told["traces_a_question"], spec.seed)
+            solved = branching.solved(cells)
         except ValueError as error:
             raise DataError(f"coverage: {error}", "an artifact is damaged: use run.repair=true") from error
+        lengths = sorted({point.t for point in cells["base", "base"]})
+        found = branching.coverage([solved], lengths, told["traces_a_question"], spec.seed)
     cost = ledger.Ledger()
     meter.fill(cost)
     cost.write(out)
+    keep(out, [one.told() for one in solved])
     (out / "coverage.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")

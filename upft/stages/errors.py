@@ -1,6 +1,7 @@
 """Stage `errors`: where errors begin, from continuations of right and of wrong traces.
 
-Reads the continuations and their grades; writes errors.json (its keys: `upft.analyses.branching.errors`) and ledger.json.
+Reads the continuations and their grades; writes errors.json (its keys: `upft.analyses.branching.errors`), values.jsonl
+(a line a question) and ledger.json.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from upft import ledger, outcomes
 from upft.analyses import branching
 from upft.specs import ErrorsSpec
-from upft.stages import Host
+from upft.stages import Host, keep
 
 
 def run(spec: ErrorsSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -20,8 +21,11 @@ def run(spec: ErrorsSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     with ledger.Meter() as meter:
         told = json.loads((inputs["branches"] / "samples.json").read_text())
         points = outcomes.read(inputs["branches"], inputs["outcomes"])
-        found = branching.errors(points, told["traces_a_question"], spec.margin, spec.seed)
+        sides = branching.sides(points)
+        lengths = sorted({point.t for point in points})
+        found = branching.errors(sides, lengths, told["traces_a_question"], spec.margin, spec.seed)
     cost = ledger.Ledger()
     meter.fill(cost)
     cost.write(out)
+    keep(out, [one.told() for one in sides])
     (out / "errors.json").write_text(json.dumps({**found, "prefixes": told["questions"]}, indent=1, allow_nan=False) + "\n")

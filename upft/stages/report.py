@@ -8,7 +8,7 @@ tables/, figures/ and ledger.json. The same artifacts give the same report. Need
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         evidence = read(spec, inputs)
         found = results.results(evidence)
         drawn = figures.draw(found, evidence.metrics)
-        alone = settings.settings([settings.Case("", evidence, {})])
+        alone = settings.settings([settings.Case.of("", evidence, {})])
         made = [table for table in tables.tables(alone, []) if table.name != "cells"]
-        files.write(out, made, drawn)
+        sections = analyses.sections(found.get("analyses", {}), found["method"])
+        analysed = [table for section in sections for table in section.tables]
+        files.write(out, [*made, *analysed], drawn)
         (out / "report.md").write_text(page.as_markdown(found, evidence, drawn, made), encoding="utf-8")
         (out / "report.html").write_text(page.render(found, evidence, drawn, made), encoding="utf-8")
         (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -45,8 +47,10 @@ def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     cost.write(out)
 
 
-def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
-    """The evidence in the artifacts upstream. A summary that is not there is an empty one."""
+def read(spec: ReportSpec, inputs: Mapping[str, Path], answered: Callable[[Path, int], Answers] | None = None) -> Evidence:
+    """The evidence in the artifacts upstream. A summary that is not there is an empty one. answered: reads answers (folder, how
+    many token ids of each) where not `answers_of` does."""
+    answered = answered or answers_of
     stages = tuple(
         StageRecord(role, label(spec, role), folder.name, ledger.Ledger.read(folder), _json(folder / "spec.json"),
                     _json(folder / "provenance.json"))
@@ -59,7 +63,7 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
         return _json(inputs[role] / file) if role in inputs else {}
 
     def both(role: str) -> dict[str, tuple[Answers, Answers]]:
-        return {task: (_answers(last(inputs, "base", task), length), _answers(last(inputs, role, task), length))
+        return {task: (answered(last(inputs, "base", task), length), answered(last(inputs, role, task), length))
                 for task in spec.tasks if f"{role}:{task}" in inputs}
 
     rounds = sorted(int(role.partition(":")[2]) for role in inputs if role.startswith("rows:"))
@@ -80,6 +84,11 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path]) -> Evidence:
 def last(inputs: Mapping[str, Path], side: str, task: str) -> Path:
     """The artifact whose answers count: the judge's where one has looked."""
     return inputs.get(f"judged:{side}:{task}", inputs[f"{side}:{task}"])
+
+
+def spec_of(folder: Path) -> dict[str, Any]:
+    """What an artifact's stage was told; empty where it does not say."""
+    return _json(folder / "spec.json")
 
 
 def label(spec: ReportSpec, role: str) -> str:
@@ -121,7 +130,8 @@ def _decoder(train: Path) -> Decode | None:
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _answers(folder: Path, first: int) -> Answers:
+def answers_of(folder: Path, first: int) -> Answers:
+    """All answers in an evaluation's artifact, with the first so many token ids of each."""
     path = folder / answers.FILE
     return Answers.of([Answer.read(row, first) for row in _lines(path)], str(path))
 

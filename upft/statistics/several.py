@@ -177,6 +177,16 @@ def seeds_difference(differences: Array) -> tuple[Array, Array, Array, Array]:
     return mean, np.maximum(-1.0, mean - half), np.minimum(1.0, mean + half), p_value
 
 
+def seeds_amount(values: Array) -> tuple[Array, Array, Array]:
+    """(mean, low, high) of values: [..., seeds, questions] from 0 up without a bound: mean ± t·SE of the model of
+    `over_seeds`, not below 0."""
+    from scipy import stats
+
+    mean, variance, freedom = _crossed(values)
+    half = stats.t.ppf(1 - LEVEL / 2, freedom) * np.sqrt(variance)
+    return mean, np.maximum(0.0, mean - half), mean + half
+
+
 def _crossed(values: Array) -> tuple[Array, Array, Array]:
     """(mean, variance of the mean, degrees of freedom) of values: [..., seeds, questions].
 

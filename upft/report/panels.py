@@ -1,0 +1,152 @@
+"""The analyses' figures, of one cell and of many. Draws; computes nothing. The style is `upft.report.figures`'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from upft.report import wording as w
+from upft.report.analyses import FEW, group_name, groups, sections
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREY, RED, BLUE, INK = "#6b7480", "#b34a00", "#0072b2", "#1f2328"
+MUTED = "#59636f"
+SHADES = (GREY, RED, BLUE, INK)
+"""The report's colours (`upft.report.figures`): all questions, the hardest, the middle, the easiest (and any more)."""
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (1, 1)))
+
+
+def draw(analyses: Mapping[str, Any], method: str) -> dict[str, tuple[str, Figure]]:
+    """Name -> (what it shows in words, figure); within the report's style."""
+    made: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
+        "consistency": consistency, "errors": errors, "coverage": lambda a: coverage([("", a)]),
+        "kl": lambda a: divergence(a, method)}
+    return {name: (" ".join(section.text), made[name](analyses[name]))
+            for name, section in zip([n for n in made if n in analyses], sections(analyses, method), strict=True)}
+
+
+def _figure(height: float, **ratios: Any) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.9, height), layout="constrained")
+    return figure, figure.subplots(**ratios)
+
+
+def _curve(axes: Axes, t: Sequence[int], band: Mapping[str, Sequence[float]], colour: str, name: str, scale: float = 1,
+           style: Any = "-") -> None:
+    low, mean, high = ([scale * x for x in band[name]] for name in ("low", "mean", "high"))
+    axes.fill_between(t, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(t, mean, color=colour, linewidth=1.6, linestyle=style, label=name)
+
+
+def _tokens_axis(axes: Axes, last: int, what: str = "tokens") -> None:
+    ticks = [2**n for n in range(last.bit_length())]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(0.95, last * 1.05)
+    axes.set_xlabel(what)
+    axes.grid(True, axis="y")
+    axes.grid(False, axis="x")
+    axes.tick_params(axis="y", labelcolor=MUTED)
+
+
+def _keys(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, frameon=False, handletextpad=0.4,
+                  columnspacing=1.2)
+
+
+def consistency(a: Mapping[str, Any]) -> Figure:
+    """Different prefixes, and traces that share one, against length, a curve a group."""
+    figure, (left, right) = _figure(2.9, ncols=2)
+    for number, group in enumerate(groups(a)):
+        if number and group["questions"] < FEW:
+            continue
+        for axes, name, title in ((left, "distinct", "different prefixes"), (right, "traces_a_prefix", "traces a prefix")):
+            _curve(axes, group["t"], _varied(group[name], a["traces"]), SHADES[min(number, len(SHADES) - 1)],
+                   group_name(group), style=DASHES[min(number, len(DASHES) - 1)])
+            axes.set_yscale("log")
+            axes.set_title(f"{title}, of {w.count(a['traces'])} traces", fontweight="normal", color=MUTED)
+            _tokens_axis(axes, a["groups"][0]["t"][-1])
+            powers = [10**n for n in range(len(str(a["traces"])))]
+            axes.set_yticks(powers, [str(p) for p in powers])
+            axes.minorticks_off()
+    _keys(figure, left)
+    return figure
+
+
+def _varied(band: Mapping[str, Sequence[float]], most: int) -> dict[str, Sequence[float]]:
+    """Without the band where every question has the least or the most there can be: what is left there is how seldom an
+    exception may be, which the table tells."""
+    flat = [mean <= 1 + 1e-9 or mean >= most - 1e-9 for mean in band["mean"]]
+    ends = {end: [mean if still else x for x, mean, still in zip(band[end], band["mean"], flat, strict=True)]
+            for end in ("low", "high")}
+    return {"mean": band["mean"], **ends}
+
+
+def errors(a: Mapping[str, Any]) -> Figure:
+    """Accuracy from right and from wrong traces against length, and the critical length."""
+    figure, axes = _figure(2.9)
+    critical, last = a["critical"], a["t"][-1]
+    if critical["t"] is not None:
+        axes.axvspan(critical["low"] or last, critical["high"] or last * 1.05, color=GREY, alpha=0.15, linewidth=0)
+        axes.axvline(critical["t"], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+    _curve(axes, a["t"], a["right"], BLUE, "from right traces", 100)
+    _curve(axes, a["t"], a["wrong"], RED, "from wrong traces", 100, (0, (5, 1.5)))
+    axes.set_ylim(0, min(103.0, 112 * max(*a["right"]["high"], *a["wrong"]["high"])))
+    _tokens_axis(axes, last, "tokens of the trace that are kept")
+    axes.set_ylabel("continuations that end right, %")
+    _keys(figure, axes)
+    return figure
+
+
+def coverage(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
+    """The change and its parts, a block a setting and length. found: (setting, or "" where there is one, summary)."""
+    blocks = [(who, t, a, i) for who, a in found for i, t in enumerate(a["t"])]
+    figure, axes = _figure(0.9 + 0.62 * len(blocks))
+    labels = []
+    for place, (who, t, a, i) in enumerate(blocks):
+        labels.append((-place, f"{who}\n{w.tokens(t)}" if who else w.tokens(t)))
+        for offset, name, colour, mark in ((0.22, "change", INK, "o"), (0, "coverage", GREY, "s"),
+                                           (-0.22, "accuracy", BLUE, "D")):
+            one, y = a[name][i], offset - place
+            axes.plot([100 * one["low"], 100 * one["high"]], [y, y], color=colour, linewidth=1.6)
+            axes.plot([100 * one["difference"]], [y], mark, markersize=5.5, color=colour, label=name if place == 0 else None)
+    axes.axvline(0, color=MUTED, linewidth=0.9)
+    axes.set_yticks([y for y, _ in labels], [text for _, text in labels])
+    axes.set_ylim(-len(labels) + 0.5, 0.5)
+    axes.set_xlabel("points of accuracy, with 95% interval")
+    _keys(figure, axes, 3)
+    return figure
+
+
+def divergence(a: Mapping[str, Any], method: str) -> Figure:
+    """Both divergences of one training by position."""
+    figure, axes = _figure(2.7)
+    _curve(axes, a["t"], a["forward"], BLUE, f"KL(base ‖ {method})")
+    _curve(axes, a["t"], a["reverse"], GREY, f"KL({method} ‖ base)", 1, (0, (5, 1.5)))
+    axes.axvline(a["prefix_len"] + 0.5, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.set_ylim(bottom=0)
+    _tokens_axis(axes, a["t"][-1], "position in the trace")
+    axes.set_ylabel("nats a token")
+    _keys(figure, axes)
+    return figure
+
+
+def divergences(found: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Figure:
+    """KL(base || trained) by position, a curve a setting. found: (setting, colour, summary)."""
+    figure, axes = _figure(2.9)
+    lengths: set[int] = set()
+    for place, (who, colour, a) in enumerate(found):
+        _curve(axes, a["t"], a["forward"], colour, who, 1, DASHES[place % len(DASHES)])
+        lengths.add(a["prefix_len"])
+    for length in lengths:
+        axes.axvline(length + 0.5, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.set_ylim(bottom=0)
+    _tokens_axis(axes, max(a["t"][-1] for _, _, a in found), "position in the trace")
+    axes.set_ylabel("KL(base ‖ trained), nats a token")
+    _keys(figure, axes)
+    return figure
