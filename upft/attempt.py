@@ -28,6 +28,7 @@ from typing import IO, Any
 
 import upft
 from upft import notice, slurm
+from upft.errors import UpftError
 from upft.records import LOCAL, Note, Records
 from upft.store import Store
 
@@ -59,7 +60,7 @@ class Watch:
         until = time.monotonic() + within_s
         with suppress(ProcessLookupError, ChildProcessError):
             if self.process:
-                os.kill(self.process, signal.SIGTERM)  # a training heeds the notice instead
+                os.kill(self.process, signal.SIGTERM)  # a training does not get it, and sees the notice
             while (self.process and time.monotonic() < until
                    and os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None):
                 time.sleep(0.1)
@@ -132,11 +133,24 @@ class Attempt:
             _watch.stop(self.patience_s)
         return DelayedSubmission(self)
 
+    def _kept(self) -> set[signal.Signals]:
+        """SLURM's signals that the stage must not get: it is given notice, or ends at once."""
+        found = {signal.SIGUSR2}
+        with suppress(UpftError):  # the stage will say what is wrong
+            if Records(Store(self.store)).job(self.key).name == "train":
+                found.add(signal.SIGTERM)
+        return found
+
     def _run(self, environment: Mapping[str, str] | None, log: IO[str] | None) -> int:
         """The process's exit status. It does not outlive this call, however that ends."""
         command = [sys.executable, "-u", "-m", "upft.stage", self.store, self.key, "--machine", self.machine]
-        process = subprocess.Popen(command, env={**os.environ, **path(), **(environment or {})}, stdout=log,
-                                   stderr=None if log is None else subprocess.STDOUT)
+        # Blocked signals stay blocked in all that the stage starts, from their first moment on: W&B's service, ranks, engines.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._kept() if _watch is not None else set())
+        try:
+            process = subprocess.Popen(command, env={**os.environ, **path(), **(environment or {})}, stdout=log,
+                                       stderr=None if log is None else subprocess.STDOUT)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if _watch is not None:
             _watch.process = process.pid
         try:

@@ -66,7 +66,6 @@ class Log:
                 checkpoint.set_random_state(own)
             self._bar.advance(self._found.step)
             self._found = None
-        notice.heed()
         self._before = self._saved = time.perf_counter()
         self._began = self._before - self.totals.seconds
 

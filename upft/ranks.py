@@ -18,7 +18,6 @@ from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-from upft import notice
 from upft.choices import Precision, Strategy
 from upft.errors import ConfigError, TrainError, UpftError
 from upft.machine import ComputeConfig
@@ -116,7 +115,6 @@ def _ending(code: int) -> str:
 def _rank(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], ranks: int, port: int, said: Any) -> None:
     """One process: tell Lightning where it stands, run, hand an error over."""
     threading.Thread(target=_end_with_starter, daemon=True).start()
-    notice.heed()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0",
                       WORLD_SIZE=str(ranks), RANK=str(rank), TORCHELASTIC_USE_AGENT_STORE="True")
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)

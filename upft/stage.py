@@ -58,8 +58,6 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
     store = Store(root)
     records = Records(store)
     job = records.job(key)
-    if job.name == "train":
-        notice.heed()
     record = records.record(key)
     if machine_file is None:
         if record is None:
