@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from login import ROOT, Desk
 from safetensors.torch import load_file, save_file
+from test_sweep import stage_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-CELL = ["data.arithmetic.questions=48", "prefix.len=8"]
+CELL = ["data.arithmetic.questions=48", "prefix.len=8", "train.epochs=4"]
+STEPS = 12
 
 
 def in_fp32(folder: Path) -> Path:
@@ -32,13 +37,33 @@ def weights(folder: Path) -> dict:
     return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
+def told_to_stop(desk: Desk) -> Path:
+    """Send SLURM's warning to the training of two nodes in the middle of its steps; its log."""
+    desk.until(lambda: any(path.read_text().count("\n") >= 2 for path in desk.store.glob("train/*.partial/metrics.jsonl")), 120,
+               "the training did not begin")
+    key = next(desk.store.glob("train/*.partial")).name.removesuffix(".partial")
+    ranks = [int(p.name) for p in Path("/proc").glob("[0-9]*") if stage_of(p, str(desk.store), key)]
+    assert len(ranks) == 2
+    for rank in ranks:  # no machine is too fast
+        os.kill(rank, signal.SIGSTOP)
+    record = json.loads((desk.store / ".jobs" / "records" / f"{key}.json").read_text())
+    desk.cluster.ask("scancel", "--signal=USR2", record["job"])
+    desk.until(lambda: "Caught signal SIGUSR2" in Path(record["log"]).read_text(), 30, "the signal did not arrive")
+    for rank in ranks:
+        os.kill(rank, signal.SIGCONT)
+    return Path(record["log"])
+
+
 def test_two_nodes_and_two_tasks_train_as_one(desk: Desk, tmp_path):
-    """Each tensor within 1e-4 of how far it moved, as ranks on one machine."""
+    """Each tensor within 1e-4 of how far it moved, as ranks on one machine. The two nodes are told to stop in the middle, and
+    go on together from the checkpoint that they write together."""
     model = in_fp32(tmp_path / "model")
     base, trained = weights(model), {}
     for name, more in {"one": [], "nodes": ["compute.nodes=2"], "tasks": ["compute.devices=2"]}.items():
         out = desk.run(*CELL, f"model.path={model}", *more)
         assert out.returncode == 0, out.stderr
+        if name == "nodes":
+            said = told_to_stop(desk)
         desk.empty()
         assert desk.counts()["report"] == 1
         [train] = desk.store.glob("train/*[0-9a-f]")
@@ -48,6 +73,9 @@ def test_two_nodes_and_two_tasks_train_as_one(desk: Desk, tmp_path):
         for folder in (train, *desk.store.glob("report/*"), *[p.parent for p in desk.store.glob("evaluate/*/spec.json")
                                                               if train.name in p.read_text()]):
             shutil.rmtree(folder)
+    stopped = re.search(rf"told to stop; a checkpoint is written after step (\d+) of {STEPS}\n", said.read_text())
+    assert stopped is not None
+    assert f"training goes on after step {stopped[1]}\n" in said.read_text()
     for name in ("nodes", "tasks"):
         for tensor, value in trained["one"].items():
             assert value.dtype == torch.float32
