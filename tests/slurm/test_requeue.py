@@ -33,15 +33,16 @@ STEPS = 48
 MANY = ["prefix.len=32", "data.arithmetic.questions=800", "compute.sample_batch=8", "seed=0"]
 """A sampling of 100 batches."""
 NODE = "+compute.slurm.sbatch.nodelist="
-MINUTE = ["compute.slurm.stages.train.minutes=1", "compute.slurm.signal_s=25"]
+LIMIT = ["compute.slurm.stages.train.minutes=10", "compute.slurm.signal_s=25"]
+"""More than a slow machine needs to begin; shortened then."""
 CASES = {
     "killed": [*LONG, f"{NODE}n1", "compute.checkpoint_every_s=0"],
     "grace": [*LONG, f"{NODE}n1", "compute.slurm.gpu.partition=grace"],
     "kill -9": [*LONG, f"{NODE}n2", "compute.checkpoint_every_s=0"],
     "scancel": [*LONG, f"{NODE}n2", "compute.checkpoint_every_s=0"],
     "sampling": [*MANY, f"{NODE}n1"],
-    "time": [*LONG, f"{NODE}n2", *MINUTE],
-    "once too often": [*LONG, f"{NODE}n2", *MINUTE, "compute.slurm.requeues=0"],
+    "time": [*LONG, f"{NODE}n2", *LIMIT],
+    "once too often": [*LONG, f"{NODE}n2", *LIMIT, "compute.slurm.requeues=0"],
 }
 
 
@@ -128,9 +129,9 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
     begun: list[Future[None]] = []
 
     def disturb(name: str) -> None:
-        case, timed = made[name], name in ("time", "once too often")
-        case.desk.until(lambda: case.freeze() or (timed and case.timed_out()), 240, f"{name} did not begin")
-        if timed:
+        case = made[name]
+        case.desk.until(case.freeze, 240, f"{name} did not begin")
+        if name in ("time", "once too often"):
             run_out(case, name == "time")
         elif name == "kill -9":
             os.kill(case.frozen, signal.SIGKILL)
@@ -156,8 +157,13 @@ def cases(cluster: Cluster, calm: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def run_out(case: Case, prolong: bool) -> None:
-    """SLURM says that the time is up, and the training goes on to the end of its step. prolong: give the next start more time,
-    or a slow machine would need many."""
+    """Its limit comes near, SLURM says that the time is up (it looks every 30 s), and the training goes on to the end of its
+    step. prolong: give the next start more time, or a slow machine would need many."""
+    number = case.job()[0]
+    told = case.desk.cluster.ask("scontrol", "show", "job", number, "--oneliner")
+    hours, minutes, seconds = map(int, told.partition(" RunTime=")[2].split()[0].split(":"))
+    limit = -(-(3600 * hours + 60 * minutes + seconds + 50) // 60)
+    case.desk.cluster.ask("scontrol", "update", f"jobid={number}", f"timelimit={limit}")
     case.desk.until(case.timed_out, 90, "nobody said that the time was up")
     case.go_on()
     if prolong:
