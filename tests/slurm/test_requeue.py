@@ -40,7 +40,7 @@ CASES = {
     "grace": [*LONG, f"{NODE}n1", "compute.slurm.gpu.partition=grace"],
     "kill -9": [*LONG, f"{NODE}n2", "compute.checkpoint_every_s=0"],
     "scancel": [*LONG, f"{NODE}n2", "compute.checkpoint_every_s=0"],
-    "sampling": [*MANY, f"{NODE}n1"],
+    "sampling": [*MANY, f"{NODE}n1", "compute.slurm.gpu.partition=grace"],
     "time": [*LONG, f"{NODE}n2", *LIMIT],
     "once too often": [*LONG, f"{NODE}n2", *LIMIT, "compute.slurm.requeues=0"],
 }
