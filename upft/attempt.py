@@ -144,7 +144,7 @@ class Attempt:
     def _run(self, environment: Mapping[str, str] | None, log: IO[str] | None) -> int:
         """The process's exit status. It does not outlive this call, however that ends."""
         command = [sys.executable, "-u", "-m", "upft.stage", self.store, self.key, "--machine", self.machine]
-        # Blocked signals stay blocked in all that the stage starts, from their first moment on: W&B's service, ranks, engines.
+        # Blocked signals stay blocked in all that the stage starts, from their first moment on: ranks, engines, compilers.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._kept() if _watch is not None else set())
         try:
             process = subprocess.Popen(command, env={**os.environ, **path(), **(environment or {})}, stdout=log,

@@ -21,11 +21,11 @@ import pytest
 import torch
 from test_resume import counts, rows_artifact, timeless, told
 
-from upft import adapters, checkpoint, models, packing, ranks
+from upft import adapters, checkpoint, models, notice, packing, ranks
 from upft.choices import Precision, Reduction, Strategy
 from upft.config import TrainConfig
 from upft.console import Console
-from upft.errors import ConfigError, TrainError
+from upft.errors import ConfigError, Stopped, TrainError
 from upft.fit import Fitted, fit
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import model_ref
@@ -246,8 +246,9 @@ def test_two_ranks_train_what_one_does(published: Path, science: Callable, plain
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_the_stage_starts_its_ranks_and_leaves_one_artifact(published: Path, tmp_path: Path, lora: bool) -> None:
-    """All weights with FSDP, adapters with DDP."""
+def test_the_stage_starts_its_ranks_and_leaves_one_artifact(published: Path, tmp_path: Path, lora: bool,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights with FSDP, adapters with DDP. Told to stop the ranks do so together, and go on from what they wrote."""
     rows = rows_artifact(tmp_path / "rows", published, ROWS)
     spec = TrainSpec(ModelSpec(model_ref(published, Hasher()), False), 2, 1e-3, 0.9, 0.95, 1e-3, 0.1, 0.5, 6, 0.5,
                      Reduction.sequence, Precision.fp32, replace(LORA, merge=True) if lora else None, 0)
@@ -261,7 +262,14 @@ def test_the_stage_starts_its_ranks_and_leaves_one_artifact(published: Path, tmp
 
     alone = run("alone", ComputeConfig(micro_batch_tokens=LIMIT, checkpoint_every_s=0))
     strategy = Strategy.auto if lora else Strategy.fsdp
-    several = run("several", ComputeConfig(devices=2, strategy=strategy, micro_batch_tokens=LIMIT, checkpoint_every_s=0))
+    both_ranks = ComputeConfig(devices=2, strategy=strategy, micro_batch_tokens=LIMIT, checkpoint_every_s=3600)
+    word = tmp_path / "stop"
+    monkeypatch.setenv(notice.VARIABLE, str(word))
+    word.touch()
+    with pytest.raises(Stopped, match=f"after step 1 of {told(alone)['steps']}"):
+        run("several", both_ranks)
+    word.unlink()
+    several = run("several", both_ranks)
     assert {p.relative_to(several) for p in several.rglob("*") if RESUME not in p.parts} == {
         p.relative_to(alone) for p in alone.rglob("*") if RESUME not in p.parts}
     before = models.load_model(published, torch.float32)

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from upft import adapters, tracking
+from upft import adapters, notice, tracking
 from upft.batches import Steps
 from upft.checkpoint import latest
 from upft.choices import CutUnit, Layout, MethodName, Precision, Reduction
 from upft.console import Console
-from upft.errors import StoreError, TrainError
+from upft.errors import Stopped, StoreError, TrainError
 from upft.fit import Fitted, fit
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
@@ -156,6 +156,26 @@ def test_stopped_after_the_last_step_it_has_the_trained_weights(attempt: Callabl
     assert equal(got, wanted)
     assert again == fitted
     assert metrics(tmp_path) == before
+
+
+def test_told_to_stop_it_writes_a_checkpoint_first(attempt: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the step it is in, however long the next checkpoint would have been away; where none are kept it goes on."""
+    wanted, _ = attempt("fp32", Layout.packed, tmp_path / "whole", every_s=None)
+    word, into = tmp_path / "stop", tmp_path / "told"
+    monkeypatch.setenv(notice.VARIABLE, str(word))
+    word.touch()
+    for step in (1, 2, 3):
+        with pytest.raises(Stopped, match=f"after step {step} of 8"):
+            attempt("fp32", Layout.packed, into, every_s=3600)
+        found = latest(into / RESUME)
+        assert found is not None
+        assert found.step == step
+    assert attempt("fp32", Layout.packed, tmp_path / "none", every_s=None)[1] is not None
+    word.unlink()
+    got, fitted = attempt("fp32", Layout.packed, into, every_s=3600)
+    assert fitted is not None
+    assert equal(got, wanted)
+    assert [r["step"] for r in metrics(into)] == list(range(1, 9))
 
 
 def test_a_checkpoint_of_other_settings_is_refused(attempt: Callable, tmp_path: Path) -> None:
