@@ -144,9 +144,10 @@ class Cluster:
         for node in NODES:
             (self.root / f"spool-{node}").mkdir(exist_ok=True)
             if own_names:  # a hostname for each node, known to this machine
-                if not any(line.split()[1:2] == [node] for line in HOSTS.read_text().splitlines() if line.strip()):
+                known = [line for line in HOSTS.read_text().splitlines() if line.strip() and MARK not in line]
+                if not any(line.split()[1:2] == [node] for line in known):
                     with HOSTS.open("a") as hosts:
-                        hosts.write(f"127.0.0.1 {node} {MARK}\n")
+                        hosts.write(f"127.0.0.1 {node} {MARK} {self.root}\n")
                 self._do("unshare", "--uts", "sh", "-c", f"hostname {node} && exec slurmd -N {node}")
             else:
                 self._do("slurmd", "-N", node)
@@ -163,8 +164,9 @@ class Cluster:
             _wait(15, lambda: not self.ask("squeue", "-h", "-o", "%A").split())
         for file in (*sorted(pids.glob("slurmd-*.pid")), pids / "slurmctld.pid", pids / "munged.pid"):
             _end(file)
-        if os.geteuid() == 0 and MARK in HOSTS.read_text():  # in place: it may be a mount of its own
-            HOSTS.write_text("".join(line for line in HOSTS.read_text().splitlines(keepends=True) if MARK not in line))
+        own = f"{MARK} {self.root}"  # another cluster's lines stay
+        if os.geteuid() == 0 and own in HOSTS.read_text():  # in place: it may be a mount of its own
+            HOSTS.write_text("".join(line for line in HOSTS.read_text().splitlines(keepends=True) if own not in line))
 
     def ask(self, *command: str) -> str:
         """Output of a client; empty where it fails."""
