@@ -46,6 +46,12 @@ def test_from_an_account_to_the_first_figure(desk: Desk, tmp_path: Path) -> None
     last = re.search(r"^job (\d+) writes (.*)/report\.html when all their reports are over$", said, re.MULTILINE)
     assert last is not None
     assert {line.split()[1] for line in typed(squeue).splitlines()[1:]} == {"gpu", "cpu"}, "each kind in its own partition"
+    for stage, wanted in {"train": ["Partition=gpu", "CPUs/Task=4", "MinMemoryNode=16G", "TimeLimit=04:00:00", "gres:gpu:1"],
+                          "build": ["Partition=cpu", "CPUs/Task=2", "MinMemoryNode=8G", "TimeLimit=01:00:00"]}.items():
+        job = next(line.split("|")[0] for line in desk.queue("%i|%j") if f"|upft-{stage}-" in line)
+        found = typed(f"scontrol show job {job}")
+        assert [word for word in [*wanted, "Comment=upft", "Requeue=1"] if word not in found] == []
+        assert ("gres:gpu" in found) == (stage == "train")
     assert "all cells: no page yet; job" in typed(jobs)
     desk.empty(400)
     page = clone / last[2] / "report.html"
