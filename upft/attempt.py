@@ -40,14 +40,16 @@ GRACE_S = 5.0
 KILLED_S = 120.0
 """How long a job that is back in the queue waits for its end, which comes with SLURM's KillWait."""
 PAUSE_S = 2.0
+TOO_OFTEN = "its time was up more often than compute.slurm.requeues allows"
 
 
 class Watch:
-    """What a job of SLURM's knows of itself while its stage runs. file: the notice it gives; told: whether SIGTERM came."""
+    """What a job of SLURM's knows of itself while its stage runs. file: the notice it gives; told: whether SIGTERM came; asked:
+    whether submitit has asked for what to send back to the queue."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="upft-notice-"))
-        self.file, self.told, self.process = self.folder / "stop", False, 0
+        self.file, self.told, self.asked, self.process = self.folder / "stop", False, False, 0
 
     def give(self, *_: object) -> None:
         """Answer to SIGTERM, in submitit's place."""
@@ -91,10 +93,11 @@ class Attempt:
         global _watch
         _watch = Watch()
         signal.signal(signal.SIGTERM, _watch.give)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit would log it, and logging swallows what SIGUSR2 raises meanwhile
         try:
             self._try(records, job, {**(environment or {}), notice.VARIABLE: str(_watch.file)}, log)
-        except Exception as error:  # submitit's: the time was up once too often
-            records.note(self.key, Note("failed", job, socket.gethostname(), 1, str(error)))
+        except Exception as error:  # submitit's, where it does not send the job back
+            records.note(self.key, Note("failed", job, socket.gethostname(), 1, TOO_OFTEN if _watch.asked else str(error)))
             raise
         finally:
             shutil.rmtree(_watch.folder, ignore_errors=True)
@@ -130,6 +133,7 @@ class Attempt:
         # What SLURM sends next reaches `scontrol requeue` too, which submitit runs now: it must outlive that.
         _deaf()
         if _watch is not None:
+            _watch.asked = True
             _watch.stop(self.patience_s)
         return DelayedSubmission(self)
 

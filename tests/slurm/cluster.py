@@ -75,7 +75,8 @@ State=UNKNOWN
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1
-PartitionName=gpu,cpu Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1
+PartitionName=cpu Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1
 PartitionName=grace Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO PriorityTier=9 PreemptMode=OFF
 """
