@@ -93,7 +93,7 @@ class Attempt:
         global _watch
         _watch = Watch()
         signal.signal(signal.SIGTERM, _watch.give)
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit would log it, and logging swallows what SIGUSR2 raises meanwhile
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit logs it, and logging swallows what SIGUSR2 raises meanwhile
         try:
             self._try(records, job, {**(environment or {}), notice.VARIABLE: str(_watch.file)}, log)
         except Exception as error:  # submitit's, where it does not send the job back
