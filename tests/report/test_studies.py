@@ -117,9 +117,9 @@ def test_what_was_asked_otherwise_stands_apart(tmp_path: Path) -> None:
     (tmp_path / "store" / "errors" / key("errors", 1) / "values.jsonl").unlink()
     every = studies.studies(settings.settings([dossier.read(one) for one in reports]))
     assert [[(one.who, one.seeds) for one in study.found] for study in every if study.name == "consistency"] == [
-        [("base", (0,))], [("base", (1,))]]
+        [("base", ((0, 0),))], [("base", ((1, 1),))]]
     assert [[(one.who, one.seeds) for one in study.found] for study in every if study.name == "errors"] == [
-        [("base, seed 0", (0,)), ("base, seed 1", (1,))]]
+        [("base, seed 0", ((0, 0),)), ("base, seed 1", ((1, 1),))]]
     dossier.write(reports, tmp_path / "out")
     assert (tmp_path / "out" / "tables" / "errors-2-1.csv").is_file()
 
