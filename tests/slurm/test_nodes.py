@@ -17,8 +17,8 @@ from test_sweep import stage_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-CELL = ["data.arithmetic.questions=48", "prefix.len=8", "train.epochs=4"]
-STEPS = 12
+CELL = ["prefix.len=8", "train.epochs=4"]
+STEPS = 16
 
 
 def in_fp32(folder: Path) -> Path:
