@@ -146,6 +146,23 @@ def test_hits_are_told_by_whoever_hands_out_the_jobs(sweep: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_the_last_job_of_a_sweep_writes_its_page_and_tells_what_nobody_has(sweep: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(sweep, store, ignore=shutil.ignore_patterns(".locks"))
+    [told] = Records(Store(store)).sweeps()
+    shutil.rmtree(store / "sweeps")
+    key = next(store.glob("report/*")).name
+    [mark] = (store / mirror.FOLDER / "told").glob(f"*/{key}")
+    mark.unlink()
+    done = subprocess.run([sys.executable, "-c", "import sys; from upft.closing import Closing; Closing(*sys.argv[1:])()",
+                           str(store), told.id, told.machine], capture_output=True, text=True, cwd=ROOT, timeout=300,
+                          env={**os.environ, "WANDB_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert (store / "sweeps" / told.id / "report.html").is_file()
+    assert [one.run.run_id for one in runs(tmp_path)] == [key]
+
+
+@pytest.mark.slow
 def test_artifacts_are_linked_as_the_stages_are(sweep: Path) -> None:
     found = runs(sweep.parent)
     made = {path.parent.name: path.parent.parent.name for path in sweep.glob("[a-z]*/*/manifest.json")}

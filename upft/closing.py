@@ -1,42 +1,49 @@
 """The page on all cells of a sweep, `STORE/sweeps/ID`: what it ends with, here or as the last, small job of SLURM's.
 
 Floor 7. The job waits until the cells' reports are over, however they ended, so that the figure is there in the morning though
-nobody stayed; the page names the cells that have no report.
+nobody stayed; the page names the cells that have no report. Then it tells W&B what no other job has told.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from upft import slurm
+from upft import mirror, slurm
 from upft.attempt import path
+from upft.choices import TrackerKind
+from upft.console import Console
 from upft.errors import SlurmError, StoreError
-from upft.machine import ResourcesConfig, SlurmConfig
-from upft.records import Record, Records, Sweep
+from upft.machine import ResourcesConfig, SlurmConfig, TrackerConfig
+from upft.plan import Stage
+from upft.records import Record, Records, Sweep, read_machine
+from upft.sharing import distinct
 from upft.store import Store
 
 
 @dataclass(frozen=True)
 class Closing:
-    """What the job runs, through submitit. sweep: its id."""
+    """What the job runs, through submitit. sweep: its id; machine: file of its settings."""
 
     store: str
     sweep: str
+    machine: str
 
     def __call__(self) -> str:
         """Write the page; its place. Raises StoreError where no cell has a report."""
         records = Records(Store(self.store))
         sweep = next((one for one in records.sweeps() if one.id == self.sweep), None)
         written = None if sweep is None else write(records.store, sweep)
-        if written is None:
+        if sweep is None or written is None:
             raise StoreError(f"sweep {self.sweep}: no cell has a report", f"python -m upft.jobs --store {self.store} tells why")
         print(f"written: {written}", flush=True)
+        settings = read_machine(Path(self.machine))
+        tell(distinct(cell.plan for cell in records.cells(sweep)), records.store, settings.tracker, Console(settings.console))
         return str(written)
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
@@ -65,6 +72,15 @@ def write(store: Store, sweep: Sweep) -> Path | None:
                              [name for name in places if name not in there])
 
 
+def tell(stages: Iterable[Stage], store: Store, tracker: TrackerConfig, console: Console) -> None:
+    """Show the stages that are in the store where nobody has yet: of those that were there before no job tells."""
+    if tracker.kind is TrackerKind.none:
+        return
+    for stage in stages:
+        if (store.path(stage.name, stage.key) / "manifest.json").is_file():
+            mirror.tell(stage, store, tracker, console)
+
+
 def submit(sweep: Sweep, records: Records, settings: SlurmConfig, asked: ResourcesConfig, machine: Path,
            after: Sequence[str]) -> str:
     """Its job, after those jobs; an earlier one of the same sweep is taken back. asked: what a report asks for. Raises
@@ -84,7 +100,7 @@ def submit(sweep: Sweep, records: Records, settings: SlurmConfig, asked: Resourc
         **{name: value for name, value in known.items() if value is not None},
         additional_parameters={"requeue": True, **settings.sbatch, "dependency": "afterany:" + ":".join(dict.fromkeys(after))})
     try:
-        job = executor.submit(Closing(str(records.store.root), sweep.id))
+        job = executor.submit(Closing(str(records.store.root), sweep.id, str(machine)))
     except (FailedJobError, FailedSubmissionError) as error:
         raise SlurmError(f"sbatch refused the sweep's page: {str(error).strip().splitlines()[-1]}",
                          f"its cells are submitted; afterwards python -m upft.report {sweep.id} writes it") from error

@@ -151,9 +151,8 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
             board.closes(closing.submit(sweep, records, compute.slurm, asked, machine, after))
         if compute.wait:
             _wait(work, records, board)
-    for stage in stages:
-        if standings[stage.key].state is State.done:  # what was there: nobody else tells it
-            mirror.tell(stage, store, tracker, console)
+    if compute.slurm is None or len(cells) == 1 or not work.todo:  # else the last job does
+        closing.tell(stages, store, tracker, console)
     standings = records.standings(work.jobs)
     lacking = [cell.name for cell in cells if standings[cell.plan.report.key].state is not State.done]
     if compute.slurm is None or compute.wait or not lacking:
