@@ -79,7 +79,7 @@ def consistency_table(a: Mapping[str, Any], name: str = "consistency") -> Table:
     rows = tuple(Row((word(group_name(g)), whole(g["questions"]), whole(t), cell(g["distinct"], t - 1, w.mean),
                       cell(g["traces_a_prefix"], t - 1, w.mean), cell(g["agreement"], t - 1, w.points)))
                  for g in groups(a) for t in powers(len(g["t"])))
-    return Table(name, "Prefix self-consistency", (
+    return Table(name, "Different prefixes by length", (
         Column("group", "questions", False), Column("questions", "count"), Column("tokens", "tokens"),
         Column("distinct", "different prefixes"), Column("traces_a_prefix", "traces a prefix"),
         Column("agreement", "pairs that agree, %")), rows)
@@ -108,22 +108,30 @@ def errors_table(a: Mapping[str, Any], name: str = "errors") -> Table:
                       moved({"difference": d["mean"][i], **{key: d[key][i] for key in ("low", "high", "p_value", "verdict")}}),
                       *(number(value, w.percent(value)) for value in (a["ended"]["right"][i], a["ended"]["wrong"][i]))))
                  for i, t in enumerate(a["t"]))
-    return Table(name, "Where errors begin", (
+    return Table(name, "Right and wrong traces by length", (
         Column("tokens", "tokens"), Column("right", "from right traces, %"), Column("wrong", "from wrong traces, %"),
         Column("difference", "difference, points"), Column("right_over", "right ones over"),
         Column("wrong_over", "wrong ones over")), rows)
 
 
 def _coverage(a: Mapping[str, Any], method: str) -> Section:
-    text = [f"Prefixes of base and {method} on {w.count(a['questions'])} questions, continued by both, {a['continuations']} "
-            "times each. What the trained model gains splits, without a rest, into proposing other prefixes (coverage) and "
-            "going on differently from the same ones (accuracy)."]
-    for i, t in enumerate(a["t"]):
-        text.append(f"Split at {w.tokens(t)}: of {_paired(a['change'][i])} points, {_paired(a['coverage'][i])} are coverage "
-                    f"and {_paired(a['accuracy'][i])} accuracy.")
+    text = [split_intro(a, f"base and {method}"), *splits(a)]
     return Section("What training moved: coverage and accuracy", tuple(text), (
         ("coverage", "The change of accuracy and its two parts, with 95% intervals, where solutions are split at different "
          "lengths."),), (coverage_table([(method, a)]),))
+
+
+def split_intro(a: Mapping[str, Any], whose: str) -> str:
+    """What was done."""
+    return (f"Prefixes of {whose} on {w.count(a['questions'])} questions, continued by both, {a['continuations']} times each. "
+            "What the trained model gains splits, without a rest, into proposing other prefixes (coverage) and going on "
+            "differently from the same ones (accuracy).")
+
+
+def splits(a: Mapping[str, Any]) -> list[str]:
+    """A sentence a length."""
+    return [f"Split at {w.tokens(t)}: of {_paired(a['change'][i])} points, {_paired(a['coverage'][i])} are coverage and "
+            f"{_paired(a['accuracy'][i])} accuracy." for i, t in enumerate(a["t"])]
 
 
 def coverage_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "coverage") -> Table:
@@ -131,7 +139,7 @@ def coverage_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "
     rows = tuple(Row((word(who), whole(t), *(cell(a["accuracy_of"][f"{i} by {j}"], place, w.points) for i, j in BY),
                       *(moved(a[part][place]) for part in ("change", "coverage", "accuracy"))))
                  for who, a in found for place, t in enumerate(a["t"]))
-    return Table(name, "Coverage and accuracy", (
+    return Table(name, "Coverage and accuracy by length", (
         Column("setting", "setting", False), Column("tokens", "tokens"),
         *(Column(f"{i}_by_{j}", f"{i} by {j}, %") for i, j in BY), Column("change", "change, points"),
         Column("coverage", "coverage"), Column("accuracy", "accuracy")), rows,

@@ -161,7 +161,7 @@ def _pareto(group: Sequence[Setting], panels: Sequence[str], colours: Mapping[st
         _front(axes, axis, group, colours)
         name, read = AXES[axis]
         known = sorted(float(s.cost[axis] or 0.0) for s in group if s.cost[axis])
-        ticks = _ticks(known[0], known[-1])[::2] if len(_ticks(known[0], known[-1])) > 3 else _ticks(known[0], known[-1])
+        ticks = _apart(_ticks(known[0], known[-1]), known[0], known[-1])
         axes.set_xscale("log")
         axes.set_xticks(ticks, [read(tick) for tick in ticks])
         axes.minorticks_off()
@@ -203,6 +203,17 @@ def _ticks(low: float, high: float) -> list[float]:
         if len(found) <= 4:
             return found or [low]
     return found[::math.ceil(len(found) / 4)]
+
+
+def _apart(ticks: Sequence[float], low: float, high: float) -> list[float]:
+    """Of those, as many as have room beside each other in half a figure; the ends of the range where one alone is left."""
+    if high <= low * 1.05:
+        return [low]
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or math.log(tick / kept[-1]) >= 0.4 * math.log(high / low):
+            kept.append(tick)
+    return kept if len(kept) > 1 else [low, high]
 
 
 def _loss_curve(s: Setting) -> list[tuple[int, float]]:
