@@ -7,7 +7,7 @@ The parts of which `upft.report.studies` puts together the same for many cells a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from upft.report import wording as w
@@ -105,7 +105,8 @@ def errors_table(a: Mapping[str, Any], name: str = "errors") -> Table:
     """A row a length."""
     d = a["difference"]
     rows = tuple(Row((whole(t), cell(a["right"], i, w.points), cell(a["wrong"], i, w.points),
-                      moved({"difference": d["mean"][i], **{key: d[key][i] for key in ("low", "high", "p_value", "verdict")}}),
+                      replace(moved({"difference": d["mean"][i], **{
+                          key: d[key][i] for key in ("low", "high", "p_value", "verdict")}}), verdict=""),  # nothing was gained
                       *(number(value, w.percent(value)) for value in (a["ended"]["right"][i], a["ended"]["wrong"][i]))))
                  for i, t in enumerate(a["t"]))
     return Table(name, "Right and wrong traces by length", (
@@ -165,7 +166,7 @@ def acting_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "ac
     """A row a setting: prefix against continuation."""
     def part(a: Mapping[str, Any], where: str) -> Cell:
         one = a[where]["forward"]
-        return number(None, "") if one is None else cell({key: [value] for key, value in one.items()}, 0, "{:.4f}".format)
+        return number(None, "") if one is None else cell({key: [value] for key, value in one.items()}, 0, w.small)
 
     rows = tuple(Row((word(who), whole(a["prefix_len"]), part(a, "prefix"), part(a, "continuation"),
                       number(None, "") if a["share"] is None else Cell(
@@ -181,7 +182,7 @@ def acting_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "ac
 def kl_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "kl") -> Table:
     """A row a setting and power of two."""
     rows = tuple(Row((word(who), whole(t), whole(a["known"][t - 1]),
-                      *(cell(a[way], t - 1, "{:.4f}".format) for way in ("forward", "reverse"))))
+                      *(cell(a[way], t - 1, w.small) for way in ("forward", "reverse"))))
                  for who, a in found for t in powers(len(a["t"])))
     return Table(name, "Divergence by position", (
         Column("setting", "setting", False), Column("position", "position"), Column("questions", "questions"),
@@ -226,4 +227,4 @@ def _paired(found: Mapping[str, Any]) -> str:
 
 
 def _nats(one: Mapping[str, float]) -> str:
-    return f"{one['mean']:.4f} [{one['low']:.4f}, {one['high']:.4f}]"
+    return f"{w.small(one['mean'])} [{w.small(one['low'])}, {w.small(one['high'])}]"
