@@ -10,16 +10,23 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+"""Processes that share the tests; 0 in the one that deals them out, or runs them all."""
+if WORKERS:
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // WORKERS) if hasattr(os, "sched_getaffinity") else 1)
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub is a mistake
 
+ALONE = ("slurm", "vllm")
+"""Marks of tests that one process runs, whichever file they are in."""
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "upft" / "toy" / "weights"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this machine cannot run."""
+    """Skip, with the reason, what this machine cannot run. Say what one process runs together, and what first."""
     import torch
 
     vllm = importlib.util.find_spec("vllm") is not None
@@ -28,6 +35,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed on this platform"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+    _deal_out(items)
+
+
+def _deal_out(items: list[pytest.Item]) -> None:
+    """For `pytest -n N --dist loadgroup`: the tests of a file go together, as they share what it sets up; so do all that start
+    vLLM, which wants the cores for itself, and all on the one SLURM cluster. Where several processes share them, these come
+    first and then the files with most slow tests, so that no long one is left for the end."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        groups.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    shared = {file: next((name for name in ALONE if any(item.get_closest_marker(name) for item in held)), None)
+              for file, held in groups.items()}
+    for file, held in groups.items():
+        for item in held:
+            item.add_marker(pytest.mark.xdist_group(shared[file] or Path(file).stem))
+    if WORKERS:
+        weight = {file: (shared[file] is not None, sum(item.get_closest_marker("slow") is not None for item in held))
+                  for file, held in groups.items()}
+        items.sort(key=lambda item: weight[item.nodeid.partition("::")[0]], reverse=True)  # stable: a file stays whole
 
 
 @pytest.fixture
