@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from upft import tracking
+from upft import tracking, wandb_run
 from upft.choices import TrackerKind
 from upft.console import Console
 from upft.errors import ConfigError
@@ -33,7 +33,7 @@ def _own_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     import wandb
 
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr(tracking, "_GIVEN_UP", set())
+    monkeypatch.setattr(wandb_run, "_GIVEN_UP", set())
     wandb.teardown()
     yield
     wandb.teardown()
@@ -197,14 +197,14 @@ def test_a_server_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pyt
 def test_online_only_with_a_key_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server = "https://wandb.example.org"
     monkeypatch.delenv("WANDB_MODE")
-    assert tracking._mode(server) == "offline"
+    assert wandb_run._mode(server) == "offline"
     (tmp_path / "netrc").write_text(f"machine wandb.example.org login user password {KEY}\n")
-    assert tracking._mode(server) == "online"
-    assert tracking._mode("https://other.example.org") == "offline"
+    assert wandb_run._mode(server) == "online"
+    assert wandb_run._mode("https://other.example.org") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert tracking._mode("https://other.example.org") == "online"
+    assert wandb_run._mode("https://other.example.org") == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert tracking._mode(server) == "offline"
+    assert wandb_run._mode(server) == "offline"
 
 
 def test_a_mirror_that_breaks_does_not_break_the_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
