@@ -17,7 +17,7 @@ run: setup
 	$(BIN)/python run.py $(ARGS)
 
 test: setup-test lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: setup-test lint
 	$(BIN)/python -m pytest -m "not slow and not vllm and not slurm and not real and not gpu" $(PYTEST)

@@ -256,7 +256,7 @@ class PrefixModule(pl.LightningModule):
         told = torch.stack([*losses, norm.to(losses[0]), *rewards]).tolist()  # the step's one wait for the device
         parts, grad_norm, mine = told[:len(losses)], told[len(losses)], told[len(losses) + 1:] or [0.0] * 3
         broken = not all(map(math.isfinite, [*parts, grad_norm]))
-        total, *shown, bad_ranks, due_ranks, tokens, padding, shared, pairs = self._together(
+        total, chosen, rejected, accuracy, bad_ranks, due_ranks, *counts = self._together(
             [0.0 if broken else math.fsum(parts), *mine],
             [broken, self._journey.due(), batch.tokens, batch.padding, batch.shared, batch.pairs])
         if bad_ranks:
@@ -267,10 +267,10 @@ class PrefixModule(pl.LightningModule):
         if norm.device.type == "cpu":
             manners.give_back()
         self.done += 1
-        chosen, rejected, accuracy = shown
+        tokens, padding, shared, pairs = map(int, counts)
         self._journey.report({"step": self.done, "loss": total, "lr": lr, "grad_norm": grad_norm,
-                              "rows": batch.rows, "supervised_tokens": batch.supervised, "tokens": int(tokens),
-                              "padding_tokens": int(padding), "shared_tokens": int(shared), "pairs": int(pairs),
+                              "rows": batch.rows, "supervised_tokens": batch.supervised, "tokens": tokens,
+                              "padding_tokens": padding, "shared_tokens": shared, "pairs": pairs,
                               **({"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": chosen - rejected,
                                   "rewards/accuracies": accuracy} if batch.preference else {})})
         if due_ranks:

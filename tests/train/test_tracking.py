@@ -176,7 +176,7 @@ def test_a_server_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pyt
         monkeypatch.delenv("WANDB_MODE")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(tracking, "PATIENCE_S", 3)
+        monkeypatch.setattr(wandb_run, "PATIENCE_S", 3)
         for number in (1, 2):
             card = Card(f"beef0{number}", "n", "train")
             with tracking.open_tracker(WANDB, tmp_path / str(number), card, Console()) as tracker:
@@ -233,7 +233,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_inherited_service_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage is started by a process that may have a W&B service of its own: it holds the runs of stages that were killed."""
-    monkeypatch.setattr(tracking, "_OWNER", 0)
+    monkeypatch.setattr(wandb_run, "_OWNER", 0)
     monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path / 'nobody'}")
     with tracking.open_tracker(TrackerConfig(kind=TrackerKind.wandb), tmp_path, Card("abc", "x", "train")) as tracker:
         tracker.log({"step": 1, "loss": 2.0})
