@@ -8,6 +8,8 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 ARGS   ?=
 PYTEST ?=
+# Processes that share the tests; 0 = none but this one.
+WORKERS ?= 2
 
 .PHONY: run test check lint setup setup-test clean
 
@@ -15,7 +17,7 @@ run: setup
 	$(BIN)/python run.py $(ARGS)
 
 test: setup-test lint
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: setup-test lint
 	$(BIN)/python -m pytest -m "not slow and not vllm and not slurm and not real and not gpu" $(PYTEST)

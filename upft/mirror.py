@@ -1,7 +1,7 @@
 """What a tracker is told of a stage when it is done, from its artifact alone: run, summary, samples, files, links.
 
 Floor 5. Every stage is a run of its own under its key, told once by whoever made it; the report's run is the cell's. Nothing
-here is needed by any stage, and nothing that goes wrong here stops one. Knows no W&B (`upft.tracking` does).
+here is needed by any stage, and nothing that goes wrong here stops one. Knows no W&B (`upft.wandb_run` does).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from upft import answers, tracking
+from upft import answers, tracking, wandb_run
 from upft.choices import TrackerKind
 from upft.config import Config
 from upft.console import Console
@@ -27,7 +27,7 @@ from upft.machine import TrackerConfig
 from upft.plan import Plan, Stage
 from upft.specs import EvaluateSpec, HubRef, ReportSpec, SampleSpec
 from upft.store import MANIFEST, Store, canonical
-from upft.tracking import Bundle, Card, Story
+from upft.wandb_run import Bundle, Card, Story, Value
 
 FOLDER = ".mirror"
 """Beside the artifacts in the store: cells/KEY.json (what the cells' runs show), told/PROJECT/KEY (who was told what)."""
@@ -89,7 +89,7 @@ def tell(stage: Stage, store: Store, tracker: TrackerConfig, console: Console) -
             return
         told.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(told.with_suffix(".lock"), timeout=0):
-            if tracking.publish(tracker, story(stage, store), tracking.home(), console):
+            if wandb_run.publish(tracker, story(stage, store), wandb_run.home(), console):
                 told.write_text(made)
     except Timeout:  # another process tells just now
         return
@@ -132,9 +132,9 @@ def card(stage: Stage, store: Store, inputs: Mapping[str, str]) -> Card:
     return Card(stage.key, name, stage.name, told, [spec.model, spec.data, spec.method.name])
 
 
-def headline(results: Mapping[str, Any]) -> dict[str, tracking.Value]:
+def headline(results: Mapping[str, Any]) -> dict[str, Value]:
     """Of results.json what one looks for first: accuracies (shares), paired differences with interval and p, costs."""
-    found: dict[str, tracking.Value] = {}
+    found: dict[str, Value] = {}
     for task, entry in {**results["tasks"], **({"mean": results["mean"]} if results["mean"] else {})}.items():
         paired = entry["paired"]
         found |= {f"{task}/{side}": entry[side]["accuracy"]["value"] for side in ("base", "trained")}
@@ -157,13 +157,13 @@ def bundle(stage: Stage, store: Store) -> Bundle:
                   {name: folder / name for name in sizes if name not in small})
 
 
-def _costs(folder: Path) -> dict[str, tracking.Value]:
+def _costs(folder: Path) -> dict[str, Value]:
     path = folder / "ledger.json"
     ledger = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {f"cost/{name}": value for name, value in ledger.items() if isinstance(value, (int, float)) and name in COSTS}
 
 
-def _numbers(value: Any, name: str) -> dict[str, tracking.Value]:
+def _numbers(value: Any, name: str) -> dict[str, Value]:
     """The leaves of nested JSON objects, named by their path; no lists."""
     if isinstance(value, Mapping):
         return {key: leaf for part, one in value.items() for key, leaf in _numbers(one, f"{name}/{part}").items()}

@@ -68,7 +68,8 @@ class StepBatch:
     """The micro-batches of one optimiser step on this rank, and what the step holds.
 
     rows, supervised: of all ranks. tokens: of the rows; padding: computed for nothing; shared: that another
-    row's computation serves; pairs: of tokens that see each other, as computed (all four on this rank).
+    row's computation serves; pairs: of tokens that see each other, as computed (all four on this rank). preference: rows
+    are pairs of completions.
     """
 
     micro_batches: list[MicroBatchTensors]
@@ -78,6 +79,7 @@ class StepBatch:
     padding: int
     shared: int
     pairs: int
+    preference: bool = False
 
     def to(self, device: torch.device, **_: object) -> StepBatch:
         """The same on a device (Lightning moves any batch that can do this)."""
@@ -123,7 +125,8 @@ def step_batch(micro_batches: Sequence[tuple[Padded | Packed, list[str]]], reduc
     tokens = sum(int(p.lengths.sum()) for p, _ in micro_batches)
     padding = sum(p.filler if isinstance(p, Packed) else p.input_ids.size - int(p.lengths.sum()) for p, _ in micro_batches)
     shared = sum(p.shared for p, _ in micro_batches if isinstance(p, Packed))
-    return StepBatch(tensors, rows, supervised, tokens, padding, shared, sum(p.pairs for p, _ in micro_batches))
+    return StepBatch(tensors, rows, supervised, tokens, padding, shared, sum(p.pairs for p, _ in micro_batches),
+                     preference is not None)
 
 
 @dataclass(frozen=True)
@@ -251,11 +254,14 @@ class PrefixModule(pl.LightningModule):
         limit = self._grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.loss.parameters(), math.inf if limit is None else limit)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        *parts, grad_norm = torch.stack([*losses, norm.to(losses[0])]).tolist()  # the step's one wait for the device
+        seen = [m.pairs.rewards for m in batch.micro_batches if m.pairs is not None and m.pairs.rewards is not None]
+        rewards = torch.stack(seen).sum(dim=0).to(losses[0]).unbind() if seen else ()
+        told = torch.stack([*losses, norm.to(losses[0]), *rewards]).tolist()  # the step's one wait for the device
+        parts, grad_norm, mine = told[:len(losses)], told[len(losses)], told[len(losses) + 1:] or [0.0] * 3
         broken = not all(map(math.isfinite, [*parts, grad_norm]))
-        total, bad_ranks, due_ranks, told_ranks, *counts = self._together([
-            0.0 if broken else math.fsum(parts), broken, self._journey.due(), self._journey.told(),
-            batch.tokens, batch.padding, batch.shared, batch.pairs])
+        total, chosen, rejected, accuracy, bad_ranks, due_ranks, told_ranks, *counts = self._together(
+            [0.0 if broken else math.fsum(parts), *mine],
+            [broken, self._journey.due(), self._journey.told(), batch.tokens, batch.padding, batch.shared, batch.pairs])
         if bad_ranks:
             self._stop(batch, parts, grad_norm)
         with _memory("in the optimiser, which keeps two numbers for each parameter",
@@ -267,7 +273,9 @@ class PrefixModule(pl.LightningModule):
         tokens, padding, shared, pairs = map(int, counts)
         self._journey.report({"step": self.done, "loss": total, "lr": lr, "grad_norm": grad_norm,
                               "rows": batch.rows, "supervised_tokens": batch.supervised, "tokens": tokens,
-                              "padding_tokens": padding, "shared_tokens": shared, "pairs": pairs})
+                              "padding_tokens": padding, "shared_tokens": shared, "pairs": pairs,
+                              **({"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": chosen - rejected,
+                                  "rewards/accuracies": accuracy} if batch.preference else {})})
         if due_ranks or told_ranks:
             self._journey.save(self)
         if told_ranks:
@@ -281,15 +289,15 @@ class PrefixModule(pl.LightningModule):
             return nullcontext()
         return strategy.block_backward_sync()
 
-    def _together(self, values: list[float]) -> list[float]:
-        """Sums over the ranks; of the first, the loss (whose weights are those of the mean over ranks), the mean."""
+    def _together(self, means: list[float], sums: list[float]) -> list[float]:
+        """Means over the ranks, then sums over them. The loss is a mean: its weights are made for one."""
         ranks = self.trainer.world_size
         if ranks == 1:
-            return values
-        summed = torch.tensor(values, dtype=torch.float64, device=self.trainer.strategy.root_device)  # NCCL wants its device
+            return [*means, *sums]
+        summed = torch.tensor([*means, *sums], dtype=torch.float64, device=self.trainer.strategy.root_device)  # NCCL wants it
         torch.distributed.all_reduce(summed)
-        loss, *others = summed.tolist()
-        return [loss / ranks, *others]
+        found = summed.tolist()
+        return [*(value / ranks for value in found[:len(means)]), *found[len(means):]]
 
     def _stop(self, batch: StepBatch, losses: list[float], grad_norm: float) -> None:
         """Leave the weights as they are, write down which questions it was, and say so."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -190,7 +191,18 @@ def preflight(missing: list[Stage]) -> None:
 
     Raises DataError or ModelError exactly as the stage would, only hours earlier.
     """
-    from upft import datasets, evaluation, judging, models
+    from upft import datasets
+
+    # Before anything that needs torch, whose import takes seconds. Training questions may be many: the stage that samples
+    # renders them all before it starts an engine, here it is one.
+    firsts = {}
+    for stage in missing:
+        if isinstance(stage.spec, (SampleSpec, EvaluateSpec)):
+            questions = iter(datasets.Stream(stage.spec.questions))
+            firsts[stage.key] = next(questions, None)
+            deque(questions, maxlen=0)
+
+    from upft import evaluation, judging, models
     from upft.prompts import Prompter
     from upft.sampler import resolve_sampling
 
@@ -206,10 +218,9 @@ def preflight(missing: list[Stage]) -> None:
         if isinstance(spec, EvaluateSpec):  # a task is small: render it whole
             evaluation.check(spec, prompter, resolve_sampling(spec.sampling, source, tokenizer), source)
             continue
-        # Training questions may be many, and the stage that samples renders them all before it starts an engine.
-        for number, question in enumerate(datasets.Stream(spec.questions)):
-            if number == 0:
-                prompter.ids(question.text)
+        first = firsts[stage.key]
+        assert first is not None  # a set without questions is refused
+        prompter.ids(first.text)
 
 
 def _related(store: Store, spec: SampleSpec | EvaluateSpec | BranchSpec, inputs: Mapping[str, Path]) -> list[Path]:

@@ -24,13 +24,15 @@ class PairTensors:
     """The pairs of a micro-batch, whose rows 2n and 2n + 1 are pair n, the chosen one first.
 
     row: [n], of each supervised token its row; reference: [rows] fp64, log-probability of each row's completion under the
-    reference model; weight: [pairs] fp64. The weights of a step sum to 1.
+    reference model; weight: [pairs] fp64. The weights of a step sum to 1. rewards: see `rewards`, of the model as `pair_loss`
+    last met it; no gradient.
     """
 
     row: torch.Tensor
     reference: torch.Tensor
     weight: torch.Tensor
     beta: float
+    rewards: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> PairTensors:
         """The same on a device."""
@@ -50,6 +52,16 @@ def margins(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 def dpo(policy: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Tensor:
     """Loss of each pair: [pairs]. Arguments as in `margins`."""
     return -F.logsigmoid(beta * margins(policy, reference))
+
+
+def rewards(policy: torch.Tensor, pairs: PairTensors) -> torch.Tensor:
+    """Means over the pairs, each by its weight: reward of the chosen and of the rejected completion, share of the pairs whose
+    chosen one has the higher: [3], fp64. The reward is beta * (log p - log r) (Rafailov et al. 2023, equation 5 without the
+    term that all completions of a prompt share). policy: as in `margins`.
+    """
+    each = pairs.beta * (policy.detach() - pairs.reference.double())
+    chosen, rejected = each[0::2], each[1::2]
+    return torch.stack([(pairs.weight * one).sum() for one in (chosen, rejected, (chosen > rejected).double())])
 
 
 def log_probabilities(parts: Parts, hidden: torch.Tensor, target: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
@@ -74,6 +86,7 @@ def pair_loss(parts: Parts, hidden: torch.Tensor, target: torch.Tensor, pairs: P
     tokens of a row, it is their weight in a sum of cross-entropies, whose gradient is that of the loss.
     """
     policy = log_probabilities(parts, hidden, target, pairs.row, len(pairs.reference)).requires_grad_()
+    pairs.rewards = rewards(policy, pairs)
     with torch.enable_grad():
         loss = (pairs.weight * dpo(policy, pairs.reference.double(), pairs.beta)).sum()
     if not hidden.requires_grad:

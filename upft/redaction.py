@@ -1,7 +1,7 @@
 """No secret on record: what a command line holds of keys, tokens and passwords is taken out before it is noted.
 
-Floor 0. Goes by the names that values are given under, by forms that issuers of tokens use, and by user:password in a URL. 40
-hexadecimal digits are left alone: W&B's older keys look so, but so does every commit that a model is pinned by; a key
+Floor 0. Goes by the names that values are given under, by forms that issuers of tokens use, and by user:password in a URL.
+Forty hexadecimal digits are left alone: W&B's older keys look so, but so does every commit that a model is pinned by; a key
 belongs in the environment (WANDB_API_KEY, HF_TOKEN), which is never noted.
 """
 

@@ -134,7 +134,8 @@ def _unfit(line: str, key: str, kind: Any, override: Any) -> tuple[str, str] | N
     if get_origin(kind) is dict and not isinstance(value, dict):
         return f"{line}: {key} is a group of keys, not one value", f"set a key in it: {key}.KEY=VALUE"
     if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
-        return f"{line}: there is no such choice", nearest(value, [one.name for one in kind])
+        choices = [one.name for one in kind]
+        return f"{line}: there is no such choice", f"{nearest(value, choices)} {key} is one of {', '.join(choices)}"
     if kind in KINDS:
         return f"{line}: {key} is {KINDS[kind]}", f"give {key} a value of that type (run.py --cfg job shows the current one)"
     return None

@@ -109,7 +109,7 @@ def test_bad_input_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[
     file = lines(tmp_path / "a.jsonl", rows)
     with pytest.raises(SystemExit) as caught:
         grade.main([str(file), *more])
-    assert caught.value.code == 1  # as run.py
+    assert caught.value.code == 2
     said = capsys.readouterr().err
     assert [part for part in named if part not in said] == []
     assert said.startswith("error: ")

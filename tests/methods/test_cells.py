@@ -11,7 +11,6 @@ import pytest
 
 from upft import prefix, selection, traces
 from upft.ledger import Ledger
-from upft.report import wording
 
 ROOT = Path(__file__).parent.parent.parent
 GENERATED = "data.arithmetic.questions=60"
@@ -121,18 +120,21 @@ def test_the_page_and_the_table_show_all(found: dict[str, dict], store: Path) ->
         assert row[-1].startswith(f"{100 * entry_value(one):.1f} [")
 
 
-def test_the_study_puts_seeds_together(found: dict[str, dict], store: Path) -> None:
-    out = subprocess.run([sys.executable, str(ROOT / "bench" / "methods.py"), str(store)], capture_output=True, text=True)
+def test_the_report_on_all_cells_says_what_each_says(found: dict[str, dict], store: Path, tmp_path: Path) -> None:
+    out = subprocess.run([sys.executable, "-m", "upft.report", "--store", str(store), "--out", str(tmp_path)],
+                         capture_output=True, text=True, cwd=ROOT)
     assert out.returncode == 0, out.stderr
-    cut = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.stdout.splitlines()[2:]]
-    rows = {row[0]: row for row in cut}
-    assert set(rows) == set(found)
-    for name, row in rows.items():
-        paired = found[name]["tasks"]["arithmetic"]["paired"]
-        assert row[3] == "1"
-        assert row[5] == f"{100 * entry_value(found[name]):.1f}"
-        assert row[6].split()[0] == wording.signed(paired["difference"])
-        assert row[-2] == f"{100 * found[name]['comparison']['sampled'] / found['RFT']['comparison']['sampled']:.1f}%"
+    settings = {one["method"]: one for one in json.loads((tmp_path / "results.json").read_text())["settings"]}
+    assert set(settings) == set(found)
+    for name, one in settings.items():
+        told, task = found[name]["tasks"]["arithmetic"], one["tasks"]["arithmetic"]
+        assert one["seeds"] == [0]
+        assert task["accuracy"]["value"] == pytest.approx(told["trained"]["accuracy"]["value"])
+        assert task["paired"]["difference"] == pytest.approx(told["paired"]["difference"])
+        assert one["cost"]["sampled"] == found[name]["comparison"]["sampled"]
+        for key in ("sampled", "trained"):
+            assert one["shares"]["RFT"][key] == pytest.approx(
+                found[name]["comparison"][key] / found["RFT"]["comparison"][key])
 
 
 def test_a_method_alone_takes_over_and_draws_nothing(found: dict[str, dict], store: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import browser
 import pytest
-from artifacts import realistic
-from stores import store
+from artifacts import realistic, write
+from stores import Setting, analysed, store
 
 from upft import dossier
+from upft.ledger import Ledger
 from upft.stages import report
 
 pytestmark = pytest.mark.slow
@@ -36,9 +37,13 @@ def chromium() -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pages")
     spec, inputs = realistic(root / "cell")
+    for role, (name, key, files, lines) in analysed(Setting(looked=True)).items():
+        inputs[role] = write(root / "cell" / name / key, files, Ledger(seconds=5), lines, {"spec": {"of": role}})
     (root / "one").mkdir()
     report.run(spec, inputs, root / "one", None)  # type: ignore[arg-type]
-    return {"one": root / "one" / "report.html", "many": dossier.write(store(root / "store"), root / "many")}
+    looked = [Setting(prefix_len=t, seed=seed, tasks=("gsm8k",), looked=True) for t in (4, 8) for seed in (0, 1)]
+    return {"one": root / "one" / "report.html", "many": dossier.write(store(root / "store"), root / "many"),
+            "looked": dossier.write(store(root / "looked store", looked), root / "looked")}
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def show(chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
     assert {url for url in asked if url not in {page.as_uri() for page in pages.values()}} == set()
 
 
-@pytest.mark.parametrize("name", ["one", "many"])
+@pytest.mark.parametrize("name", ["one", "many", "looked"])
 @pytest.mark.parametrize("width", [375, 1200])
 def test_the_page_is_no_wider_than_the_screen(show: Any, name: str, width: int) -> None:
     page = show(name, width)
@@ -75,7 +80,7 @@ def test_the_page_is_no_wider_than_the_screen(show: Any, name: str, width: int) 
         .filter(one => one.getBoundingClientRect().right > innerWidth + 0.5).map(one => one.outerHTML.slice(0, 80))""") == []
 
 
-@pytest.mark.parametrize("name", ["one", "many"])
+@pytest.mark.parametrize("name", ["one", "many", "looked"])
 def test_dark_and_light_can_be_read(show: Any, name: str) -> None:
     def light(colour: str) -> float:
         """Relative luminance (WCAG 2)."""
@@ -99,7 +104,7 @@ def test_dark_and_light_can_be_read(show: Any, name: str) -> None:
     assert grounds[1] < 0.05
 
 
-@pytest.mark.parametrize(("name", "least"), [("one", 4), ("many", 4)])
+@pytest.mark.parametrize(("name", "least"), [("one", 8), ("many", 4), ("looked", 7)])
 def test_figures_are_there_and_seen(show: Any, name: str, least: int) -> None:
     page = show(name)
     figures = page.locator("figure svg")

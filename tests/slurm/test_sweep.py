@@ -109,7 +109,7 @@ def test_six_cells_then_nothing_then_one_stage(desk: Desk, serial):
 
 def test_a_bad_cell_stops_everything_before_anything(desk: Desk):
     out = desk.run("-m", "prefix.len=4,8,0", "seed=0,1")
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert "cell 5 of 6 (prefix.len=0 seed=0)" in out.stderr
     assert "1 or more" in out.stderr
     assert "Traceback" not in out.stderr

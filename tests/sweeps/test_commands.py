@@ -40,13 +40,13 @@ def test_a_machine_without_slurm_is_told(tmp_path):
 
 def test_machine_settings_are_one_for_all_cells(tmp_path):
     out = run("run.py", "-m", "compute.threads=1,2", "compute.parallel=2", f"run.store={tmp_path}/store", *SMALL)
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert "cell compute.threads=2: compute is not that of the first cell" in out.stderr
 
 
 def test_jobs_do_not_export(tmp_path):
     out = run("run.py", "compute=slurm", f"run.export={tmp_path}/model", f"run.store={tmp_path}/store", *SMALL)
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert "jobs do not export" in out.stderr
 
 

@@ -246,11 +246,13 @@ def test_training_is_that_of_a_plain_loop_and_starts_at_log_2(
     with torch.no_grad():
         reference = np.array([log_probability(base, row).item() for row in rows])
     optimizer = torch.optim.AdamW(wanted.parameters(), lr=s.lr, betas=(s.beta1, s.beta2), eps=s.eps, weight_decay=0)
-    losses = []
+    losses, rewards = [], []
     for epoch in range(2):
         order = packing.epoch_order(7, epoch, 5)
         for start in range(0, 7, 3):
             these = [2 * i + place for i in order[start:start + 3] for place in (0, 1)]
+            with torch.no_grad():
+                rewards.append(BETA * np.array([log_probability(wanted, rows[i]).item() - reference[i] for i in these]))
             loss = plain(wanted, [rows[i] for i in these], reference[these], BETA)
             losses.append(loss.item())
             loss.backward()
@@ -263,6 +265,14 @@ def test_training_is_that_of_a_plain_loop_and_starts_at_log_2(
     assert [r["rows"] for r in records] == [6, 6, 2] * 2
     assert [r["loss"] for r in records] == pytest.approx(losses, rel=1e-4)
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert [records[0][f"rewards/{name}"] for name in ("chosen", "rejected", "margins")] == pytest.approx([0] * 3, abs=1e-5)
+    for record, each in zip(records[1:], rewards[1:], strict=True):
+        chosen, rejected = each[0::2], each[1::2]
+        assert record["rewards/chosen"] == pytest.approx(chosen.mean(), rel=1e-3)
+        assert record["rewards/rejected"] == pytest.approx(rejected.mean(), rel=1e-3)
+        assert record["rewards/margins"] == pytest.approx((chosen - rejected).mean(), rel=1e-3)
+        assert record["rewards/accuracies"] == pytest.approx((chosen > rejected).mean())
+    assert 0 < records[1]["rewards/accuracies"] <= 1
     assert fitted.supervised_tokens == 2 * sum(r.supervised for r in rows)
     models_ = (got, wanted, base)
     for (name, p), (_, q), (_, r) in zip(*(m.named_parameters() for m in models_), strict=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from upft import tracking
+from upft import tracking, wandb_run
 from upft.choices import TrackerKind
 from upft.console import Console
 from upft.errors import ConfigError
@@ -33,7 +33,7 @@ def _own_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     import wandb
 
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr(tracking, "_GIVEN_UP", set())
+    monkeypatch.setattr(wandb_run, "_GIVEN_UP", set())
     wandb.teardown()
     yield
     wandb.teardown()
@@ -176,7 +176,7 @@ def test_a_server_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pyt
         monkeypatch.delenv("WANDB_MODE")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(tracking, "PATIENCE_S", 3)
+        monkeypatch.setattr(wandb_run, "PATIENCE_S", 3)
         for number in (1, 2):
             card = Card(f"beef0{number}", "n", "train")
             with tracking.open_tracker(WANDB, tmp_path / str(number), card, Console()) as tracker:
@@ -197,14 +197,14 @@ def test_a_server_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pyt
 def test_online_only_with_a_key_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server = "https://wandb.example.org"
     monkeypatch.delenv("WANDB_MODE")
-    assert tracking._mode(server) == "offline"
+    assert wandb_run._mode(server) == "offline"
     (tmp_path / "netrc").write_text(f"machine wandb.example.org login user password {KEY}\n")
-    assert tracking._mode(server) == "online"
-    assert tracking._mode("https://other.example.org") == "offline"
+    assert wandb_run._mode(server) == "online"
+    assert wandb_run._mode("https://other.example.org") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert tracking._mode("https://other.example.org") == "online"
+    assert wandb_run._mode("https://other.example.org") == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert tracking._mode(server) == "offline"
+    assert wandb_run._mode(server) == "offline"
 
 
 def test_a_mirror_that_breaks_does_not_break_the_run(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -233,7 +233,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_inherited_service_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage is started by a process that may have a W&B service of its own: it holds the runs of stages that were killed."""
-    monkeypatch.setattr(tracking, "_OWNER", 0)
+    monkeypatch.setattr(wandb_run, "_OWNER", 0)
     monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path / 'nobody'}")
     with tracking.open_tracker(TrackerConfig(kind=TrackerKind.wandb), tmp_path, Card("abc", "x", "train")) as tracker:
         tracker.log({"step": 1, "loss": 2.0})

@@ -130,6 +130,11 @@ def test_killed_it_goes_on_and_ends_with_the_same_bits(made: tuple[ModelSpec, di
 def test_two_ranks_train_what_one_does(made: tuple[ModelSpec, dict[str, Path]], tmp_path: Path) -> None:
     one = weights(run(made, tmp_path / "one.partial", batch_size=3, eps=1e-3))
     two = weights(run(made, tmp_path / "two.partial", ComputeConfig(micro_batch_tokens=120, devices=2), batch_size=3, eps=1e-3))
+    alone, both = ([json.loads(line) for line in (tmp_path / f"{name}.partial" / "metrics.jsonl").read_text().splitlines()]
+                   for name in ("one", "two"))
+    for key in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins"):  # of 3, 3 and 2 pairs on two ranks
+        assert [m[key] for m in both] == pytest.approx([m[key] for m in alone], rel=1e-2, abs=1e-4), key
+    assert [m["rewards/accuracies"] for m in both[1:]] == pytest.approx([m["rewards/accuracies"] for m in alone[1:]])
     base = dict(models.load_model(Path(made[0].source.path), torch.float32).state_dict())
     for name in one:
         assert (one[name] - two[name]).norm() <= 2e-2 * (one[name] - base[name]).norm() + 1e-6, name

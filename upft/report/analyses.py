@@ -7,7 +7,7 @@ The parts of which `upft.report.studies` puts together the same for many cells a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from upft.report import wording as w
@@ -79,7 +79,7 @@ def consistency_table(a: Mapping[str, Any], name: str = "consistency") -> Table:
     rows = tuple(Row((word(group_name(g)), whole(g["questions"]), whole(t), cell(g["distinct"], t - 1, w.mean),
                       cell(g["traces_a_prefix"], t - 1, w.mean), cell(g["agreement"], t - 1, w.points)))
                  for g in groups(a) for t in powers(len(g["t"])))
-    return Table(name, "Prefix self-consistency", (
+    return Table(name, "Different prefixes by length", (
         Column("group", "questions", False), Column("questions", "count"), Column("tokens", "tokens"),
         Column("distinct", "different prefixes"), Column("traces_a_prefix", "traces a prefix"),
         Column("agreement", "pairs that agree, %")), rows)
@@ -105,25 +105,34 @@ def errors_table(a: Mapping[str, Any], name: str = "errors") -> Table:
     """A row a length."""
     d = a["difference"]
     rows = tuple(Row((whole(t), cell(a["right"], i, w.points), cell(a["wrong"], i, w.points),
-                      moved({"difference": d["mean"][i], **{key: d[key][i] for key in ("low", "high", "p_value", "verdict")}}),
+                      replace(moved({"difference": d["mean"][i], **{
+                          key: d[key][i] for key in ("low", "high", "p_value", "verdict")}}), verdict=""),  # nothing was gained
                       *(number(value, w.percent(value)) for value in (a["ended"]["right"][i], a["ended"]["wrong"][i]))))
                  for i, t in enumerate(a["t"]))
-    return Table(name, "Where errors begin", (
+    return Table(name, "Right and wrong traces by length", (
         Column("tokens", "tokens"), Column("right", "from right traces, %"), Column("wrong", "from wrong traces, %"),
         Column("difference", "difference, points"), Column("right_over", "right ones over"),
         Column("wrong_over", "wrong ones over")), rows)
 
 
 def _coverage(a: Mapping[str, Any], method: str) -> Section:
-    text = [f"Prefixes of base and {method} on {w.count(a['questions'])} questions, continued by both, {a['continuations']} "
-            "times each. What the trained model gains splits, without a rest, into proposing other prefixes (coverage) and "
-            "going on differently from the same ones (accuracy)."]
-    for i, t in enumerate(a["t"]):
-        text.append(f"Split at {w.tokens(t)}: of {_paired(a['change'][i])} points, {_paired(a['coverage'][i])} are coverage "
-                    f"and {_paired(a['accuracy'][i])} accuracy.")
+    text = [split_intro(a, f"base and {method}"), *splits(a)]
     return Section("What training moved: coverage and accuracy", tuple(text), (
         ("coverage", "The change of accuracy and its two parts, with 95% intervals, where solutions are split at different "
          "lengths."),), (coverage_table([(method, a)]),))
+
+
+def split_intro(a: Mapping[str, Any], whose: str) -> str:
+    """What was done."""
+    return (f"Prefixes of {whose} on {w.count(a['questions'])} questions, continued by both, {a['continuations']} times each. "
+            "What the trained model gains splits, without a rest, into proposing other prefixes (coverage) and going on "
+            "differently from the same ones (accuracy).")
+
+
+def splits(a: Mapping[str, Any]) -> list[str]:
+    """A sentence a length."""
+    return [f"Split at {w.tokens(t)}: of {_paired(a['change'][i])} points, {_paired(a['coverage'][i])} are coverage and "
+            f"{_paired(a['accuracy'][i])} accuracy." for i, t in enumerate(a["t"])]
 
 
 def coverage_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "coverage") -> Table:
@@ -131,7 +140,7 @@ def coverage_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "
     rows = tuple(Row((word(who), whole(t), *(cell(a["accuracy_of"][f"{i} by {j}"], place, w.points) for i, j in BY),
                       *(moved(a[part][place]) for part in ("change", "coverage", "accuracy"))))
                  for who, a in found for place, t in enumerate(a["t"]))
-    return Table(name, "Coverage and accuracy", (
+    return Table(name, "Coverage and accuracy by length", (
         Column("setting", "setting", False), Column("tokens", "tokens"),
         *(Column(f"{i}_by_{j}", f"{i} by {j}, %") for i, j in BY), Column("change", "change, points"),
         Column("coverage", "coverage"), Column("accuracy", "accuracy")), rows,
@@ -157,7 +166,7 @@ def acting_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "ac
     """A row a setting: prefix against continuation."""
     def part(a: Mapping[str, Any], where: str) -> Cell:
         one = a[where]["forward"]
-        return number(None, "") if one is None else cell({key: [value] for key, value in one.items()}, 0, "{:.4f}".format)
+        return number(None, "") if one is None else cell({key: [value] for key, value in one.items()}, 0, w.small)
 
     rows = tuple(Row((word(who), whole(a["prefix_len"]), part(a, "prefix"), part(a, "continuation"),
                       number(None, "") if a["share"] is None else Cell(
@@ -173,7 +182,7 @@ def acting_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "ac
 def kl_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "kl") -> Table:
     """A row a setting and power of two."""
     rows = tuple(Row((word(who), whole(t), whole(a["known"][t - 1]),
-                      *(cell(a[way], t - 1, "{:.4f}".format) for way in ("forward", "reverse"))))
+                      *(cell(a[way], t - 1, w.small) for way in ("forward", "reverse"))))
                  for who, a in found for t in powers(len(a["t"])))
     return Table(name, "Divergence by position", (
         Column("setting", "setting", False), Column("position", "position"), Column("questions", "questions"),
@@ -218,4 +227,4 @@ def _paired(found: Mapping[str, Any]) -> str:
 
 
 def _nats(one: Mapping[str, float]) -> str:
-    return f"{one['mean']:.4f} [{one['low']:.4f}, {one['high']:.4f}]"
+    return f"{w.small(one['mean'])} [{w.small(one['low'])}, {w.small(one['high'])}]"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from upft.report import wording as w
 from upft.report.figures import INK, MUTED, PAPER, SERIES, Drawn, canvas, drawn, styled
+from upft.report.panels import BROAD
 from upft.report.settings import Setting
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = "osD^vPX*"
+NAMED = 6
+"""Curves that a figure names one by one; of more only the methods."""
 PLACES = {"RFT": 0, "UPFT": 1, "UPFT + label filter": 2, "V-STaR": 3, "SFT": 4}
 """Place of a method's colour and marker."""
 
@@ -42,7 +45,7 @@ def draw(settings: Sequence[Setting]) -> dict[str, Drawn]:
                     name, figure = f"{axis}-{number}", _against(lines, value, label, axis, group[0], colours_, what)
                     alt = f"Accuracy ({what}) of {where} against {label}: " + " ".join(_told(lines, value))
                     figures[name] = drawn(name, alt, figure)
-            panels = [axis for axis in AXES if any(s.cost[axis] for s in group)]
+            panels = _panels(group)
             if panels:
                 alt = f"Accuracy ({what}) of {where} against cost: " + " ".join(
                     f"{s.name}: {w.percent(s.overall.accuracy.value)} at "
@@ -143,15 +146,27 @@ def _hours(hours: float) -> str:
     return f"{hours:.3g} h"
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min" if seconds < 7200 else _hours(seconds / 3600)
+
+
 AXES: dict[str, tuple[str, Callable[[float], str]]] = {
     "flops": ("operations", w.flops), "sampled": ("tokens sampled", w.short), "trained": ("tokens trained", w.short),
-    "gpu_hours": ("GPU-hours", _hours), "training_seconds": ("time to build and train", w.seconds)}
+    "gpu_hours": ("GPU-hours", _hours), "training_seconds": ("time to build and train", _time)}
 """Costs that accuracy is drawn against: what they are called, how they read."""
+
+
+def _panels(group: Sequence[Setting]) -> list[str]:
+    """The costs that tell settings apart, time where there are no GPU-hours; operations where none does."""
+    spent = {axis: [float(value) for s in group if (value := s.cost[axis])] for axis in AXES}
+    apart = [axis for axis, values in spent.items() if values and max(values) > 1.02 * min(values)]
+    if "gpu_hours" in apart or apart == ["training_seconds"]:  # seconds differ between equal trainings, too
+        apart = [axis for axis in apart if axis != "training_seconds"]
+    return apart or (["flops"] if spent["flops"] else [])
 
 
 def _pareto(group: Sequence[Setting], panels: Sequence[str], colours: Mapping[str, tuple[str, str]], what: str) -> Figure:
     """A panel a cost; the front of those that no cheaper setting beats in each."""
-    panels = [axis for axis in panels if axis != "training_seconds" or "gpu_hours" not in panels]
     rows = (len(panels) + 1) // 2
     figure, grid = canvas(0.5 + 2.1 * rows, nrows=rows, ncols=min(2, len(panels)), sharey=True, squeeze=False)
     for place, (axis, axes) in enumerate(zip([*panels, None], grid.flat, strict=False)):
@@ -161,9 +176,9 @@ def _pareto(group: Sequence[Setting], panels: Sequence[str], colours: Mapping[st
         _front(axes, axis, group, colours)
         name, read = AXES[axis]
         known = sorted(float(s.cost[axis] or 0.0) for s in group if s.cost[axis])
-        ticks = _ticks(known[0], known[-1])[::2] if len(_ticks(known[0], known[-1])) > 3 else _ticks(known[0], known[-1])
+        ticks = _apart(_ticks(known[0], known[-1]), known[0], known[-1])
         axes.set_xscale("log")
-        axes.set_xticks(ticks, [read(tick) for tick in ticks])
+        axes.set_xticks(ticks, [read(tick).removesuffix("FLOP").rstrip() for tick in ticks])
         axes.minorticks_off()
         _finish(figure if place == 0 else None, axes, name, what if place % 2 == 0 else "")
     return figure
@@ -205,6 +220,17 @@ def _ticks(low: float, high: float) -> list[float]:
     return found[::math.ceil(len(found) / 4)]
 
 
+def _apart(ticks: Sequence[float], low: float, high: float) -> list[float]:
+    """Of those, as many as have room beside each other in half a figure; the ends of the range where one alone is left."""
+    if high <= low * 1.05:
+        return [low]
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or math.log(tick / kept[-1]) >= 0.4 * math.log(high / low):
+            kept.append(tick)
+    return kept if len(kept) > 1 else [low, high]
+
+
 def _loss_curve(s: Setting) -> list[tuple[int, float]]:
     by_step: dict[int, list[float]] = {}
     for case in s.cases:
@@ -215,13 +241,15 @@ def _loss_curve(s: Setting) -> list[tuple[int, float]]:
 
 def _losses(losses: Sequence[tuple[Setting, Sequence[tuple[int, float]]]], colours: Mapping[str, tuple[str, str]]) -> Figure:
     figure, axes = canvas(2.9)
-    named: set[str] = set()
+    drawn_of: dict[str, int] = {}
     for s, curve in losses:
         colour, marker = colours[s.method]
         few = len(curve) <= 12
+        nth = drawn_of[s.method] = drawn_of.get(s.method, -1) + 1
+        name = s.name if len(losses) <= NAMED else s.method if nth == 0 else None
         axes.plot([step for step, _ in curve], [loss for _, loss in curve], color=colour, linewidth=1.2, alpha=0.85,
-                  marker=marker if few else "", markersize=4, label=None if s.method in named else s.method)
-        named.add(s.method)
+                  marker=marker if few else "", markersize=4, label=name,
+                  linestyle=("-", "--", ":", "-.")[nth % 4] if len(losses) <= NAMED else "-")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _finish(figure, axes, "optimiser step", "")
     axes.set_ylabel("loss, nats a token")
@@ -236,4 +264,5 @@ def _finish(figure: Figure | None, axes: Axes, label: str, what: str) -> None:
     if what:
         axes.set_ylabel(f"accuracy, %: {what}")
     if figure is not None:
-        figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.6, columnspacing=1.2)
+        broad = any(len(name) > BROAD for name in axes.get_legend_handles_labels()[1])
+        figure.legend(loc="outside upper left", ncols=1 if broad else 2, frameon=False, handlelength=1.6, columnspacing=1.2)

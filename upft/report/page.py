@@ -153,7 +153,8 @@ def beginning(answer: Answer, decode: Decode | None, length: int | None) -> str:
 
 
 def unbroken(text: str) -> str:
-    """Keep `p < 0.001`, `[1.0, 2.0]` and `a → b` on one line each."""
+    """Keep `p < 0.001`, `[1.0, 2.0]`, `4.2e-05` and `a → b` on one line each."""
+    text = re.sub(r"(?<=\de-)(?=\d)", "\u2060", text)
     return re.sub(r"(?<=\bp) ([<=]) |(?<=,) (?=[−\d.]+\])| (→) ", lambda m: f"\u00a0{m.group(1) or m.group(2)}\u00a0"
                   if m.group(1) or m.group(2) else "\u00a0", text)
 

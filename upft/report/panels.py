@@ -16,6 +16,8 @@ GREY, RED, BLUE, INK = "#6b7480", "#b34a00", "#0072b2", "#1f2328"
 MUTED = "#59636f"
 SHADES = (GREY, RED, BLUE, INK)
 """The report's colours (`upft.report.figures`): all questions, the hardest, the middle, the easiest (and any more)."""
+BROAD = 28
+"""Characters of a name that has no room beside another."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (1, 1)))
 
 
@@ -55,8 +57,9 @@ def _tokens_axis(axes: Axes, last: int, what: str = "tokens") -> None:
 
 
 def _keys(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, frameon=False, handletextpad=0.4,
-                  columnspacing=1.2)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=1 if any(len(name) > BROAD for name in labels) else columns,
+                  frameon=False, handletextpad=0.4, columnspacing=1.2)
 
 
 def consistency(a: Mapping[str, Any]) -> Figure:
@@ -140,13 +143,25 @@ def divergences(found: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Figure:
     """KL(base || trained) by position, a curve a setting. found: (setting, colour, summary)."""
     figure, axes = _figure(2.9)
     lengths: set[int] = set()
-    for place, (who, colour, a) in enumerate(found):
-        _curve(axes, a["t"], a["forward"], colour, who, 1, DASHES[place % len(DASHES)])
+    shown = [(who, colour, a, [i for i, known in enumerate(a["known"]) if known >= min(FEW, a["questions"])])
+             for who, colour, a in found]
+    for place, (who, colour, a, at) in enumerate(shown):
+        band = {name: [values[i] for i in at] for name, values in a["forward"].items()}
+        _curve(axes, [a["t"][i] for i in at], band, colour, who, 1, DASHES[place % len(DASHES)])
         lengths.add(a["prefix_len"])
     for length in lengths:
         axes.axvline(length + 0.5, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
-    axes.set_ylim(bottom=0)
-    _tokens_axis(axes, max(a["t"][-1] for _, _, a in found), "position in the trace")
+    means = [[a["forward"]["mean"][i] for i in at] for _, _, a, at in shown]
+    least, most = min(min(mean) for mean in means), max(max(mean) for mean in means)
+    if least > 0 and most > 5 * min(max(mean) for mean in means):  # else the small one is the axis
+        bottom = max(least / 2, most / 2000)
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(bottom, 4 * most)
+        powers = [10.0**n for n in range(-9, 9) if bottom <= 10.0**n <= 4 * most]
+        axes.set_yticks(powers, [f"{power:g}" for power in powers])
+    else:
+        axes.set_ylim(0, 1.5 * most)
+    _tokens_axis(axes, max(a["t"][at[-1]] for _, _, a, at in shown), "position in the trace")
     axes.set_ylabel("KL(base ‖ trained), nats a token")
     _keys(figure, axes)
     return figure

@@ -124,9 +124,12 @@ def _section(study: Study, number: int, several: bool) -> Section:
     parts = [analyses.sections({study.name: one.told}, one.method)[0] for one in study.found]
     title = parts[0].title + (f": {study.model}" if several else "")
     text: list[str] = []
+    if study.name == "coverage":
+        text.append(analyses.split_intro(study.found[0].told, "the base model and of what training made of it"))
     for one, part in zip(study.found, parts, strict=True):
         under = f"seed{'s' * (len(one.seeds) > 1)} {', '.join(w.seeds(*seed) for seed in one.seeds)}"
-        text.append(f"{one.who[0].upper()}{one.who[1:]}, {under}: " + " ".join(part.text))
+        text.append(f"{one.who[0].upper()}{one.who[1:]}, {under}: " + " ".join(
+            analyses.splits(one.told) if study.name == "coverage" else part.text))
     caption = parts[0].figures[0][1]
     if any(len(one.seeds) > 1 for one in study.found):
         caption += (" Seeds: the base model's traces under all of them are traces of one model." if study.name in ALONE else

@@ -69,6 +69,11 @@ def nats(x: float | None) -> str:
     return NONE if x is None else f"{x:.2f}"
 
 
+def small(x: float) -> str:
+    """Four decimals, of what is less than 0.001 two digits: 0.0123, 4.2e-05."""
+    return f"{x:.4f}" if x >= 0.001 or x == 0 else f"{x:.1e}"
+
+
 def seconds(s: float) -> str:
     """12.3 s, 4 min 05 s, 1 h 02 min."""
     if s < 59.95:

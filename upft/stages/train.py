@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upft import adapters, card, checkpoint, fit, ledger, models, prefix, ranks, scoring, tracking
+from upft import adapters, card, checkpoint, fit, ledger, models, prefix, ranks, scoring, tracking, wandb_run
 from upft.choices import Style
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
@@ -137,7 +137,7 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
         key = out.name.removesuffix(".partial")
         before = tracking.cut(out, job.done)
         shown = tracking.Card(key, f"train {key[:8]}", "train", canonical(spec))
-        with tracking.open_tracker(job.tracker, out, shown, console, tracking.home(),
+        with tracking.open_tracker(job.tracker, out, shown, console, wandb_run.home(),
                                    tracking.events_folder(job.tracker, out)) as tracker:
             tracker.catch_up(before)
             fitted = train(tracker)
