@@ -165,6 +165,8 @@ class Attempt:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE_S)
                 process.kill()
+            if _watch is not None:
+                _watch.process = 0
 
 
 def path() -> dict[str, str]:
