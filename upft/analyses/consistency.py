@@ -45,8 +45,8 @@ class Counted:
 def summary(counted: Sequence[Counted], longest: int, edges: Sequence[float]) -> dict[str, Any]:
     """Plain JSON. groups: all questions, then those of each difficulty: from, to (shares of right traces; null for all);
     questions; right, the mean share; known [t], how many questions are known there; alike [t], whether all of them have as many
-    different prefixes; and for agreement, distinct and traces_a_prefix the lists mean, low, high by t. traces: of a question, at
-    most. edges: shares of right traces at which the questions are parted into groups, each from its edge on up to the next.
+    different prefixes; and for agreement, distinct and traces_a_prefix the lists mean, low, high by t. traces: the most of any
+    question. edges: shares of right traces at which the questions are parted into groups, each from its edge on up to the next.
     """
     groups = [_group(counted, None, None)]
     if edges and counted:
