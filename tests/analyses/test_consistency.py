@@ -44,6 +44,8 @@ def test_questions_fall_into_the_group_of_their_share():
     assert groups[3]["right"] == pytest.approx(0.875)
     assert groups[3]["distinct"]["mean"] == [1, 1]
     assert groups[3]["traces_a_prefix"]["mean"] == [4, 4]
+    assert groups[3]["alike"] == [True, True]
+    assert groups[0]["alike"] == [False, False]
 
 
 def test_a_question_that_ends_early_counts_as_far_as_it_is_known():

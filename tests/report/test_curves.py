@@ -45,3 +45,33 @@ def test_without_a_gpu_time_stands_for_gpu_hours(tmp_path: Path) -> None:
     svg = (tmp_path / "out" / "figures" / "pareto-0.svg").read_text()
     assert "time to build and train" in svg
     assert "GPU-hours" not in svg
+
+
+def test_lengths_ratios_and_losses_are_told_and_drawn(tmp_path: Path) -> None:
+    """Each curve has a point a setting, and the words say what the points are."""
+    dossier.write(store(tmp_path / "store", PAPER), tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "results.json").read_text())
+    mean = {(s["method"], s["prefix_len"], s["ratio"]): f"{100 * s['mean']['accuracy']['value']:.1f}%"
+            for s in told["settings"]}
+    figures = told["figures"]
+    assert f"UPFT {mean['UPFT', 8, 0.1]} at 8, {mean['UPFT', 32, 0.1]} at 32." in figures["length-0"]
+    assert f"UPFT {mean['UPFT', 8, 0.1]} at 0.1, {mean['UPFT', 8, 0.5]} at 0.5." in figures["ratio-0"]
+    for seedless in ("SFT: 1.205 to 0.443.", "UPFT, t = 8, p = 0.5: 1.205 to 0.443."):  # the mean of two seeds' curves
+        assert seedless in figures["loss-0"]
+    for name in ("length-0", "ratio-0", "pareto-0", "loss-0"):
+        assert (tmp_path / "out" / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_page_says_where_it_is_from(tmp_path: Path) -> None:
+    """Keys, commit, host, time, versions, the command, and everything each result depends on."""
+    page = dossier.write(store(tmp_path / "store", PAPER[:2]), tmp_path / "out").read_text()
+    told = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert told["commands"] == ["python run.py -m model=qwen_math seed=0,1"]
+    for cell in told["cells"]:
+        for word in (cell["key"], cell["provenance"]["host"], cell["provenance"]["git"][:10], "2026-03-01 10:04:05"):
+            assert word in page
+        assert {"samples", "train", "base:gsm8k", "trained:gpqa"} <= set(cell["stages"])
+    assert "<pre>python run.py -m model=qwen_math seed=0,1</pre>" in page
+    assert "<dt>torch</dt><dd>2.13.0</dd>" in page
+    assert "everything its result depends on" in page
+    assert "&#34;lr&#34;: 2e-06" in page

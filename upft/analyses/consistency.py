@@ -44,9 +44,9 @@ class Counted:
 
 def summary(counted: Sequence[Counted], longest: int, edges: Sequence[float]) -> dict[str, Any]:
     """Plain JSON. groups: all questions, then those of each difficulty: from, to (shares of right traces; null for all);
-    questions; right, the mean share; known [t], how many questions are known there; and for agreement, distinct and
-    traces_a_prefix the lists mean, low, high by t. traces: a question has, at most. edges: shares of right traces at which the
-    questions are parted into groups, each from its edge on up to the next.
+    questions; right, the mean share; known [t], how many questions are known there; alike [t], whether all of them have as many
+    different prefixes; and for agreement, distinct and traces_a_prefix the lists mean, low, high by t. traces: the most of any
+    question. edges: shares of right traces at which the questions are parted into groups, each from its edge on up to the next.
     """
     groups = [_group(counted, None, None)]
     if edges and counted:
@@ -91,4 +91,6 @@ def _group(chosen: Sequence[Counted], low: float | None, high: float | None) -> 
         band = bands.scaled(bands.shares(values, np.inf), scale)
         out[name] = band if name == "agreement" else {**band, "low": [max(1.0, x) for x in band["low"]]}
         out["known"] = [int(k) for k in (~np.isnan(values)).sum(axis=0)]
+        if name == "distinct":
+            out["alike"] = [bool(np.ptp(column[~np.isnan(column)]) < 1e-12) for column in values.T]
     return out

@@ -69,8 +69,9 @@ def consistency(a: Mapping[str, Any]) -> Figure:
         if number and group["questions"] < FEW:
             continue
         for axes, name, title in ((left, "distinct", "different prefixes"), (right, "traces_a_prefix", "traces a prefix")):
-            _curve(axes, group["t"], _varied(group[name], a["traces"]), SHADES[min(number, len(SHADES) - 1)],
-                   group_name(group), style=DASHES[min(number, len(DASHES) - 1)])
+            alike = group.get("alike", [False] * len(group["t"]))  # an earlier version did not say
+            _curve(axes, group["t"], _varied(group[name], alike), SHADES[min(number, len(SHADES) - 1)], group_name(group),
+                   style=DASHES[min(number, len(DASHES) - 1)])
             axes.set_yscale("log")
             axes.set_title(f"{title}, of {w.count(a['traces'])} traces", fontweight="normal", color=MUTED)
             _tokens_axis(axes, a["groups"][0]["t"][-1])
@@ -81,11 +82,10 @@ def consistency(a: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _varied(band: Mapping[str, Sequence[float]], most: int) -> dict[str, Sequence[float]]:
-    """Without the band where every question has the least or the most there can be: what is left there is how seldom an
-    exception may be, which the table tells."""
-    flat = [mean <= 1 + 1e-9 or mean >= most - 1e-9 for mean in band["mean"]]
-    ends = {end: [mean if still else x for x, mean, still in zip(band[end], band["mean"], flat, strict=True)]
+def _varied(band: Mapping[str, Sequence[float]], alike: Sequence[bool]) -> dict[str, Sequence[float]]:
+    """Without the band where all questions are alike: what is left there is how seldom an exception may be, which the table
+    tells."""
+    ends = {end: [mean if still else x for x, mean, still in zip(band[end], band["mean"], alike, strict=True)]
             for end in ("low", "high")}
     return {"mean": band["mean"], **ends}
 
