@@ -21,8 +21,9 @@ pytestmark = pytest.mark.slow
 
 
 def cell(store: Path, *arguments: str) -> tuple[dict, str]:
-    """(results.json, what was said) of a run."""
-    out = subprocess.run([sys.executable, str(ROOT / "run.py"), f"run.store={store}", *SMALL,
+    """(results.json, what was said) of a run; of several cells the last one's."""
+    several = ["-m"] if any("," in one for one in arguments) else []
+    out = subprocess.run([sys.executable, str(ROOT / "run.py"), *several, f"run.store={store}", *SMALL,
                           *([] if "data=jsonl" in arguments else [GENERATED]), *arguments],
                          capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert out.returncode == 0, out.stderr
@@ -46,8 +47,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(store: Path) -> dict[str, dict]:
     """Results by method, all from one store; several in one process, which has its imports and its base model once."""
-    cell(store, "-m", "method=upft,sft")
-    cell(store, "-m", "method=rft,vstar,upft_label_filter", "method.n=6")
+    cell(store, "method=upft,sft")
+    cell(store, "method=rft,vstar,upft_label_filter", "method.n=6")
     found = by_method(store)
     assert set(found) == {"UPFT", "SFT", "RFT", "V-STaR", "UPFT + label filter"}
     return found
@@ -180,7 +181,7 @@ def test_questions_without_an_answer_key_work_for_the_unsupervised_ones_only(tmp
     asked = [f"Ann has {n} pens. She buys 3 more. How many?" for n in range(24)]
     data.write_text("".join(json.dumps({"question": question}) + "\n" for question in asked))
     mine = ["data=jsonl", f"data.path={data}", "sample.n=1"]
-    cell(tmp_path / "store", "-m", "method=upft,sft", *mine)
+    cell(tmp_path / "store", "method=upft,sft", *mine)
     questions = {name: one["training"]["questions"] for name, one in by_method(tmp_path / "store").items()}
     assert questions == {"UPFT": 24, "SFT": 24}
     out = subprocess.run([sys.executable, str(ROOT / "run.py"), f"run.store={tmp_path / 'none'}", "method=rft", *mine[:2]],
