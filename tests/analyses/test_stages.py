@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from upft import launcher, models
+from upft.choices import Style
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.pipeline import walk
 from upft.plan import Plan, plan
 from upft.sample_log import SampleLog
+from upft.sampler import EnginePool
 from upft.sharing import distinct
+from upft.specs import ContentRef, GradeSpec, ModelSpec
+from upft.stages import Host, grade
 from upft.store import RESUME, Hasher, Store
 
 WEIGHTS = Path(__file__).parents[2] / "upft" / "toy" / "weights"
@@ -128,6 +132,23 @@ def test_prefixes_are_those_of_the_traces(ran):
     graded = lines(folder(ran, "analysis:errors:grades") / "verdicts.jsonl")
     verdicts = {(row["id"], row["index"]): row["right"] for row in graded}
     assert all(p["right"] == verdicts[p["question"], p["trace"]] for p in points)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("samples", "noun"), [("samples", "questions"), ("branches", "prefixes")])
+def test_grading_says_of_what_it_counts_the_ones_without_a_right_trace(ran, tmp_path, capsys, samples, noun):
+    console = Console(Style.plain)
+    with EnginePool(ComputeConfig()) as engines:
+        spec = GradeSpec(ModelSpec(ContentRef("0", str(WEIGHTS)), False))
+        grade.run(spec, {"samples": folder(ran, f"analysis:errors:{samples}")},
+                  tmp_path, Host(ComputeConfig(), TrackerConfig(), console, engines))
+    verdicts = defaultdict(list)
+    for row in lines(tmp_path / "verdicts.jsonl"):
+        verdicts[row["id"]].append(row["right"])
+    rights, none = sum(map(sum, verdicts.values())), sum(not any(found) for found in verdicts.values())
+    assert none > 0
+    assert (f"{rights} of {sum(map(len, verdicts.values()))} traces are right; {none} of {len(verdicts)} {noun} have none"
+            in capsys.readouterr().out)
 
 
 @pytest.mark.slow

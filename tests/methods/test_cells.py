@@ -16,19 +16,27 @@ ROOT = Path(__file__).parent.parent.parent
 GENERATED = "data.arithmetic.questions=60"
 SMALL = ["eval.tasks.arithmetic.arithmetic.questions=20", "eval.n=3", "train.batch_size=20",
          "sample.n=6", "sample.trace_ratio=1.0", "method.verifier.n=3", "method.verifier.temperature=1.0"]
-FEW = ["method=rft", "method.n=6"]
 
 pytestmark = pytest.mark.slow
 
 
 def cell(store: Path, *arguments: str) -> tuple[dict, str]:
-    """(results.json, what was said) of a run."""
-    out = subprocess.run([sys.executable, str(ROOT / "run.py"), f"run.store={store}", *SMALL,
+    """(results.json, what was said) of a run; of several cells the last one's."""
+    several = ["-m"] if any("," in one for one in arguments) else []
+    out = subprocess.run([sys.executable, str(ROOT / "run.py"), *several, f"run.store={store}", *SMALL,
                           *([] if "data=jsonl" in arguments else [GENERATED]), *arguments],
                          capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert out.returncode == 0, out.stderr
     reports = sorted((store / "report").glob("*/results.json"), key=lambda p: p.stat().st_mtime)
     return json.loads(reports[-1].read_text()), out.stdout
+
+
+def by_method(store: Path) -> dict[str, dict]:
+    """results.json of every report of a store."""
+    reports = [json.loads(path.read_text()) for path in (store / "report").glob("*/results.json")]
+    found = {one["method"]: one for one in reports}
+    assert len(found) == len(reports)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +46,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(store: Path) -> dict[str, dict]:
-    """Results by method, all from one store."""
-    methods = {"UPFT": ["method=upft"], "SFT": ["method=sft"], "RFT": FEW, "V-STaR": ["method=vstar", "method.n=6"],
-               "UPFT + label filter": ["method=upft", "method.label_filter=true", "method.n=6"]}
-    return {name: cell(store, *arguments)[0] for name, arguments in methods.items()}
+    """Results by method, all from one store; several in one process, which has its imports and its base model once."""
+    cell(store, "method=upft,sft")
+    cell(store, "method=rft,vstar,upft_label_filter", "method.n=6")
+    found = by_method(store)
+    assert set(found) == {"UPFT", "SFT", "RFT", "V-STaR", "UPFT + label filter"}
+    return found
 
 
 def only(store: Path, stage: str) -> Path:
@@ -171,9 +181,9 @@ def test_questions_without_an_answer_key_work_for_the_unsupervised_ones_only(tmp
     asked = [f"Ann has {n} pens. She buys 3 more. How many?" for n in range(24)]
     data.write_text("".join(json.dumps({"question": question}) + "\n" for question in asked))
     mine = ["data=jsonl", f"data.path={data}", "sample.n=1"]
-    for method in ("upft", "sft"):
-        result, _ = cell(tmp_path / "store", f"method={method}", *mine)
-        assert result["training"]["questions"] == 24
+    cell(tmp_path / "store", "method=upft,sft", *mine)
+    questions = {name: one["training"]["questions"] for name, one in by_method(tmp_path / "store").items()}
+    assert questions == {"UPFT": 24, "SFT": 24}
     out = subprocess.run([sys.executable, str(ROOT / "run.py"), f"run.store={tmp_path / 'none'}", "method=rft", *mine[:2]],
                          capture_output=True, text=True, cwd=ROOT)
     assert out.returncode != 0
