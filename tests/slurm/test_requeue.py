@@ -234,7 +234,7 @@ def test_a_training_that_is_stopped_goes_on_from_its_checkpoint(name: str, cases
     its job. Cancelled: submitted again by the same command."""
     stopped, resumed = end(cases[name], calm)
     assert len(resumed) == 1
-    assert 3 <= resumed[0] < STEPS
+    assert 2 <= resumed[0] < STEPS, "of its third step the checkpoint may not have been written"
     assert stopped == resumed or (name != "grace" and not stopped)
     if name in MIRRORED:
         one_run(cases[name].desk.store, 1 + len(resumed))

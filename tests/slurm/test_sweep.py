@@ -142,9 +142,10 @@ def test_a_failing_stage_fails_the_cells_that_need_it_and_no_others(desk: Desk, 
     assert "2 of 4 cells have no report" in out.stderr
     assert "Traceback" not in out.stderr
     assert desk.counts() == {"sample": 1, "diagnose": 1, "build": 2, "train": 2, "evaluate": 3, "report": 2}
-    [page] = desk.store.glob("sweeps/*/report.md")
+    [page] = desk.store.glob("sweeps/*/report.html")
     assert "2 cells of this sweep have no report yet: " in page.read_text()
-    assert page.read_text().count(f"model.path={tmp_path / 'broken'} prefix.len=") == 2
+    missing = json.loads(page.with_name("results.json").read_text())["missing"]
+    assert missing == [f"model.path={tmp_path / 'broken'} prefix.len={length}" for length in (4, 8)]
     assert "needed by 2 of 4 cells" in out.stdout
     listed = desk.jobs("list")
     assert "2/4" in listed.stdout
