@@ -67,14 +67,15 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
     door.speak(machine.console)
     store.prepare()
     tasks = ranks.planned(machine.compute) if job.name == "train" else 1
-    if tasks > 1 and os.environ.get("SLURM_NTASKS") == str(tasks):
+    joined = tasks > 1 and os.environ.get("SLURM_NTASKS") == str(tasks)
+    if joined:
         _join()
         if os.environ["SLURM_PROCID"] != "0":
             help_first(whole(job), store, machine)
             return
         _token(store, key).parent.mkdir(parents=True, exist_ok=True)
     pipeline.alone(job, store, machine.compute, machine.tracker, Console(machine.console),
-                   on_begin=lambda: _token(store, key).touch() if tasks > 1 else None)
+                   on_begin=lambda: _token(store, key).touch() if joined else None)
 
 
 def help_first(stage: Stage, store: Store, machine: Machine) -> None:
