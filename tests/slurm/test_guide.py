@@ -40,7 +40,7 @@ def test_from_an_account_to_the_first_figure(desk: Desk, tmp_path: Path) -> None
     sinfo, plan, submit, squeue, jobs, report = commands
     assert re.search(r"^gpu infinite gpu:2 4 64000$", typed(sinfo), re.MULTILINE)
     assert re.search(r"^together +15 +0 +15 ", typed(plan), re.MULTILINE)
-    assert not (clone / "store").exists()
+    assert not (clone / "store" / ".jobs").exists()
     said = typed(submit)
     assert said.count(" submitted") == 15
     last = re.search(r"^job (\d+) writes (.*)/report\.html when all their reports are over$", said, re.MULTILINE)
