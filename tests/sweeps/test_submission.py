@@ -78,7 +78,7 @@ def test_24_cells_that_differ_in_the_training_s_seed_are_two_samplings_and_two_b
     assert len(held) == 6
     assert {one.spec.max_tokens for one in held.values()} == {32}
     assert len({one.key for one in held.values()}) == 2
-    assert all(apart.after[key] == (one.key,) for key, one in held.items())
+    assert all((apart.after[key], apart.behind[key]) == ((), (one.key,)) for key, one in held.items())
     seeds = {cell.name: [s.spec.seed for s in cell.plan.named("train")] for cell in cells}
     assert all(found == [int(name.split()[-1])] for name, found in seeds.items())
 
