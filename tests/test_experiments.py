@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +28,16 @@ def only(store: Path, stage: str, file: str) -> list[Path]:
 
 @pytest.mark.real
 def test_smollm2_on_gsm8k_with_the_embedded_engine(real_model, real_data, tmp_path):
+    """The method, and the analyses that need neither right traces, of which a handful has none, nor minutes."""
     run(tmp_path, "model=smollm2", f"model.path={real_model}", "data=gsm8k", f"data.path={real_data / 'gsm8k/train.jsonl'}",
         "data.limit=24", "eval=gsm8k", f"eval.tasks.gsm8k.path={real_data / 'gsm8k/test.jsonl'}", "eval.limit=4",
         "eval.max_tokens=64", "sample.trace_max_tokens=96", "prefix.keep_unfinished=true", "prefix.ratio=0.2",
-        "sample.engine=transformers", "eval.engine=transformers")
-    samples = [json.loads(line) for line in only(tmp_path, "sample", "samples.jsonl")[0].open()]
+        "sample.engine=transformers", "eval.engine=transformers",
+        "analysis=all", "analysis.errors=null", "analysis.coverage=null", "analysis.task=gsm8k",
+        "analysis.consistency.questions=3", "analysis.consistency.n=3", "analysis.consistency.whole=false",
+        "analysis.consistency.longest=8", "analysis.kl.questions=2", "analysis.kl.n=1")
+    drawn = {path.parent: [json.loads(line) for line in path.open()] for path in only(tmp_path, "sample", "samples.jsonl")}
+    samples = max(drawn.values(), key=len)
     assert len(samples) == 24
     assert all(len(s["ids"]) <= 8 for s in samples if s["kind"] == "prefix")
     rows = json.loads(only(tmp_path, "build", "rows.json")[0].read_text())
@@ -43,6 +49,22 @@ def test_smollm2_on_gsm8k_with_the_embedded_engine(real_model, real_data, tmp_pa
         scores = json.loads(path.read_text())
         assert (scores["questions"], scores["samples"]) == (4, 1)
         assert scores["low"] <= scores["accuracy"] <= scores["high"]
+    [report] = only(tmp_path, "report", "results.json")
+    told = json.loads(report.read_text())["analyses"]
+    assert set(told) == {"consistency", "kl"}
+    counted = told["consistency"]["groups"][0]
+    nine = next(rows for rows in drawn.values() if len(rows) == 9)
+    first = {row["id"]: {tuple(other["ids"][:8]) for other in nine if other["id"] == row["id"]} for row in nine}
+    assert counted["distinct"]["mean"][7] == pytest.approx(sum(map(len, first.values())) / 3)
+    [apart] = [[json.loads(line) for line in path.open()] for path in only(tmp_path, "kl", "divergences.jsonl")]
+    lengths = [len(one["forward"]) for one in apart]
+    traces = next(rows for rows in drawn.values() if [len(row["ids"]) for row in rows] == lengths)
+    assert {row["id"] for row in traces} == {one["question"] for one in apart}
+    assert all(math.isfinite(nats) and nats > -1e-6 for one in apart for nats in one["forward"])
+    assert max(max(one["forward"]) for one in apart) > 0
+    page = report.with_name("report.html").read_text(encoding="utf-8")
+    for title in ("Prefix self-consistency", "Where training acts"):
+        assert f"<h2>{title}" in page
 
 
 @pytest.mark.vllm
