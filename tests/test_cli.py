@@ -121,7 +121,7 @@ def test_json_to_the_last_word(tmp_path):
     for arguments, what in ((["prefix.len=0"], "prefix.len=0"), (["data=jsonl", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
                             (["-m", "prefix.len=8,0"], "prefix.len=0")):
         out = run(*arguments, "run.console=json", f"run.store={tmp_path}")
-        assert out.returncode == 1
+        assert out.returncode == 2
         said = [json.loads(line) for line in out.stderr.splitlines()]
         assert [one["level"] for one in said] == ["error"], out.stderr
         assert what in said[0]["text"]

@@ -5,6 +5,7 @@ Floor 6: no torch. OmegaConf's refusals become one message with key, value and r
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -76,6 +77,7 @@ def _refuse_unknown(node: dict[Any, Any], kind: Any, path: str = "") -> None:
                 _refuse_unknown(value, inner, f"{where}.")
 
 
+@functools.cache
 def field_types(kind: Any) -> dict[str, Any]:
     """Field name -> type of a config dataclass; `X | None` is reported as X."""
     found: dict[str, Any] = {}
