@@ -14,11 +14,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from upft import mirror, slurm
-from upft.attempt import path
+from upft import mirror, sbatch, slurm
 from upft.choices import TrackerKind
 from upft.console import Console
-from upft.errors import SlurmError, StoreError
+from upft.errors import StoreError
 from upft.machine import ResourcesConfig, SlurmConfig, TrackerConfig
 from upft.plan import Stage
 from upft.records import Record, Records, Sweep, read_machine
@@ -62,14 +61,13 @@ def write(store: Store, sweep: Sweep) -> Path | None:
     """Write the page on the cells that have a report; null where there is none. One process at a time."""
     from upft import dossier
 
-    places = {name: store.path("report", one) for name, one in sweep.cells.items()}
-    there = {name: place for name, place in places.items() if (place / "manifest.json").is_file()}
+    there = {name: store.path("report", one) for name, one in sweep.cells.items() if store.has("report", one)}
     if not there:
         return None
     store.prepare()
     with FileLock(store.root / ".locks" / f"{key(sweep)}.lock"):
         return dossier.write(list(there.values()), store.root / "sweeps" / sweep.id, shlex.join(["python", *sweep.command[1:]]),
-                             [name for name in places if name not in there])
+                             [name for name in sweep.cells if name not in there])
 
 
 def tell(stages: Iterable[Stage], store: Store, tracker: TrackerConfig, console: Console) -> None:
@@ -77,7 +75,7 @@ def tell(stages: Iterable[Stage], store: Store, tracker: TrackerConfig, console:
     if tracker.kind is TrackerKind.none:
         return
     for stage in stages:
-        if (store.path(stage.name, stage.key) / "manifest.json").is_file():
+        if store.has(stage.name, stage.key):
             mirror.tell(stage, store, tracker, console)
 
 
@@ -85,25 +83,12 @@ def submit(sweep: Sweep, records: Records, settings: SlurmConfig, asked: Resourc
            after: Sequence[str]) -> str:
     """Its job, after those jobs; an earlier one of the same sweep is taken back. asked: what a report asks for. Raises
     SlurmError."""
-    import submitit
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
     earlier = records.under_way(key(sweep))
-    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues, python=settings.python)
     name = f"upft-page-{machine.parent.name}"
-    known: dict[str, Any] = {
-        "job_name": name, "partition": asked.partition, "time": asked.minutes or 60, "cpus_per_task": asked.cpus,
-        "mem": None if asked.mem_gb is None else f"{asked.mem_gb}GB", "signal_delay_s": settings.signal_s,
-        "stderr_to_stdout": True,
-        "setup": [f"export {name}={shlex.quote(value)}" for name, value in path().items()] + list(settings.setup)}
-    executor.update_parameters(
-        **{name: value for name, value in known.items() if value is not None},
-        additional_parameters={"requeue": True, **settings.sbatch, "dependency": "afterany:" + ":".join(dict.fromkeys(after))})
-    try:
+    executor = sbatch.executor(machine.parent, name, asked, settings, 60, {
+        "requeue": True, **settings.sbatch, "dependency": "afterany:" + ":".join(dict.fromkeys(after))})
+    with sbatch.refusal("the sweep's page", f"its cells are submitted; afterwards python -m upft.report {sweep.id} writes it"):
         job = executor.submit(Closing(str(records.store.root), sweep.id, str(machine)))
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise SlurmError(f"sbatch refused the sweep's page: {str(error).strip().splitlines()[-1]}",
-                         f"its cells are submitted; afterwards python -m upft.report {sweep.id} writes it") from error
     records.keep(Record(key(sweep), job.job_id, name, str(job.paths.stdout)))
     if earlier is not None:
         slurm.cancel([earlier.job])

@@ -6,7 +6,6 @@ The arrays are held until each job has been told which jobs it waits for. The sa
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 import uuid
@@ -15,12 +14,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from upft import closing, door, local, mirror, multirun, pipeline, slurm
-from upft.attempt import Attempt, path
+from upft import closing, door, local, mirror, multirun, pipeline, sbatch, slurm
+from upft.attempt import Attempt
 from upft.board import Board, show_plan
 from upft.choices import Accelerator
 from upft.config import Config
@@ -233,31 +232,17 @@ def submit(work: Work, records: Records, compute: ComputeConfig, settings: Slurm
 def _submit(group: Group, records: Records, compute: ComputeConfig, settings: SlurmConfig, machine: Path,
             held: bool) -> list[tuple[str, str]]:
     """(job, log) of each of a group."""
-    import submitit
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
     asked = resources(group.stage, compute, settings, group.gathers)
     count = nodes(group.jobs[0], compute)
     tasks = compute.devices if group.name == "train" and count * compute.devices > 1 and count > 1 else 1
-    executor = submitit.SlurmExecutor(folder=machine.parent, max_num_timeout=settings.requeues, python=settings.python)
-    known: dict[str, Any] = {
-        "job_name": _name(group, machine), "partition": asked.partition, "time": asked.minutes or 60 * 24, "nodes": count,
-        "ntasks_per_node": tasks, "cpus_per_task": asked.cpus, "gpus_per_node": asked.gpus or None,
-        "mem": None if asked.mem_gb is None else f"{asked.mem_gb}GB", "signal_delay_s": settings.signal_s,
-        "array_parallelism": settings.array, "stderr_to_stdout": True, "srun_args": ["--kill-on-bad-exit=1"],
-        "setup": [f"export {name}={shlex.quote(value)}" for name, value in path().items()] + list(settings.setup)}
-    more: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **settings.sbatch}
-    if held:
-        more["hold"] = True
-    executor.update_parameters(**{name: value for name, value in known.items() if value is not None},
-                               additional_parameters=more)
-    work = [Attempt(str(records.store.root), one.key, str(machine), compute.retries,
-                    max(settings.signal_s - 15, settings.signal_s / 2)) for one in group.jobs]
-    try:
+    more = {"requeue": True, "kill-on-invalid-dep": "yes", **settings.sbatch, **({"hold": True} if held else {})}
+    executor = sbatch.executor(machine.parent, _name(group, machine), asked, settings, 60 * 24, more, nodes=count,
+                               ntasks_per_node=tasks, gpus_per_node=asked.gpus or None, array_parallelism=settings.array,
+                               srun_args=["--kill-on-bad-exit=1"])
+    work = [Attempt(str(records.store.root), one.key, str(machine), compute.retries, settings.patience_s)
+            for one in group.jobs]
+    with sbatch.refusal(group.name, "mend compute.slurm (partition, gpus, mem_gb, minutes, sbatch); sinfo shows what there is"):
         jobs = executor.submit_array(work)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise SlurmError(f"sbatch refused {group.name}: {str(error).strip().splitlines()[-1]}",
-                         "mend compute.slurm (partition, gpus, mem_gb, minutes, sbatch); sinfo shows what there is") from error
     return [(job.job_id, str(job.paths.stdout)) for job in jobs]
 
 

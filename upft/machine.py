@@ -81,6 +81,11 @@ class SlurmConfig:
     setup: list[str] = field(default_factory=list)
     """Shell lines to run in a job before anything else, such as `module load cuda`."""
 
+    @property
+    def patience_s(self) -> float:
+        """How long a stage that was told may take to end, so that its job still has time to go back to the queue."""
+        return max(self.signal_s - 15, self.signal_s / 2)
+
     def __post_init__(self) -> None:
         demand(self.array >= 1, "compute.slurm.array", self.array, "use 1 or more")
         demand(self.signal_s >= 1, "compute.slurm.signal_s", self.signal_s, "use 1 second or more")

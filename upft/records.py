@@ -105,7 +105,7 @@ class Records:
 
     def shards(self, stages: Iterable[Stage]) -> list[Shard]:
         """The submitted shards of stages that are not done."""
-        missing = {stage.key: stage for stage in stages if not self._done(stage)}
+        missing = {stage.key: stage for stage in stages if not self.store.has(stage.name, stage.key)}
         found = [split(path.stem) for path in (self.root / "records").glob("*-*of*.json")]
         return [Shard(missing[key], share) for key, share in sorted(found, key=lambda one: (one[0], str(one[1])))
                 if key in missing and share is not None]
@@ -171,16 +171,14 @@ class Records:
         found: dict[str, Standing] = {}
         for job in jobs:
             record = self.record(job.key)
-            if self._done(job) or self._done(whole(job)):  # shards go when their stage has taken them up
+            # Shards go when their stage has taken them up.
+            if any(self.store.has(one.name, one.key) for one in (job, whole(job))):
                 found[job.key] = Standing(State.done, record)
                 continue
             if record is not None and record.job != LOCAL and queue is None:
                 queue = slurm.queue() if slurm.here() else {}
             found[job.key] = self._standing(job.key, record, queue or {})
         return found
-
-    def _done(self, job: Job) -> bool:
-        return (self.store.path(job.name, job.key) / "manifest.json").is_file()
 
     def _standing(self, key: str, record: Record | None, queue: Mapping[str, Queued]) -> Standing:
         if record is None:

@@ -83,7 +83,9 @@ def choose(selection: Sequence[str], store: Path) -> tuple[list[Path], str | Non
 
 
 def _reports(store: Path) -> list[Path]:
-    return sorted(path.parent for path in (store / "report").glob("*/spec.json") if path.parent.suffix != ".partial")
+    from upft.store import PARTIAL
+
+    return sorted(path.parent for path in (store / "report").glob("*/spec.json") if path.parent.suffix != PARTIAL)
 
 
 def _named(one: str, there: Sequence[Path], store: Path, commands: list[str]) -> list[Path]:

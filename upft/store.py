@@ -140,6 +140,10 @@ class Store:
         """Where its builder works."""
         return self.root / stage / f"{key}{PARTIAL}"
 
+    def has(self, stage: str, key: str) -> bool:
+        """Whether the artifact was finished; what is in it is not looked at."""
+        return (self.path(stage, key) / MANIFEST).is_file()
+
     def find(self, stage: str, key: str) -> Artifact | None:
         """The artifact when it is there and whole, None when it is not there. Raises Corrupt."""
         path = self.path(stage, key)

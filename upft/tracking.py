@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from upft import wandb_run
 from upft.choices import TrackerKind
 from upft.machine import TrackerConfig
+from upft.store import PARTIAL
 from upft.wandb_run import Card, Value
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def cut(folder: Path, step: int) -> list[dict[str, Value]]:
 def events_folder(tracker: TrackerConfig, out: Path) -> Path:
     """Where TensorBoard's files of a stage that works in `out` lie: never in the artifact."""
     root = out.parent.parent.parent / "tensorboard" if tracker.folder is None else Path(tracker.folder)
-    return root / f"{out.parent.name}-{out.name.removesuffix('.partial')}"
+    return root / f"{out.parent.name}-{out.name.removesuffix(PARTIAL)}"
 
 
 class Tracker:

@@ -22,7 +22,7 @@ from upft.machine import ComputeConfig, TrackerConfig
 from upft.ranks import World
 from upft.specs import TrainSpec
 from upft.stages import Host
-from upft.store import RESUME, canonical
+from upft.store import PARTIAL, RESUME, canonical
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,7 +134,7 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
                        world, checkpoints, None if job.done == 0 else checkpoint.at(checkpoints, job.done), preference)
 
     if world.first:
-        key = out.name.removesuffix(".partial")
+        key = out.name.removesuffix(PARTIAL)
         before = tracking.cut(out, job.done)
         shown = tracking.Card(key, f"train {key[:8]}", "train", canonical(spec))
         with tracking.open_tracker(job.tracker, out, shown, console, wandb_run.home(),
