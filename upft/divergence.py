@@ -1,19 +1,21 @@
 """How far two models' next-token distributions lie apart, token by token, exactly.
 
 Floor 5. Both models read the same rows; logits of the whole vocabulary exist for a few positions at a time only. What was
-compared is kept in a log: an interrupted comparison goes on. One device, which must hold both models.
+compared is kept in a log: an interrupted comparison goes on, and shards leave theirs for the whole. One device, which must hold
+both models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from upft import fit, packing
+from upft import fit, packing, sample_log
 from upft.choices import Reduction
 from upft.console import Console
 from upft.machine import ComputeConfig
@@ -34,27 +36,50 @@ WINDOW = 256
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def compare(load: Callable[[], tuple[PreTrainedModel, PreTrainedModel]], rows: Sequence[Row], compute: ComputeConfig,
-            keep: Path, console: Console) -> tuple[list[Pair], float]:
-    """([rows] of (KL(base || trained), KL(trained || base)) at each supervised token, in nats, as predicted from those before;
-    operations it took). load: gives (base, trained), where anything is left to compare. keep: folder of the log."""
-    lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
-    found: list[Pair | None] = [None] * len(rows)
+@dataclass(frozen=True)
+class Trace:
+    """What is compared: a trace by its question and its number there, as the row that both models read."""
+
+    question: str
+    index: int
+    row: Row
+
+
+def compare(load: Callable[[], tuple[PreTrainedModel, PreTrainedModel]], traces: Sequence[Trace], compute: ComputeConfig,
+            log: SampleLog, console: Console, shards: Sequence[Path] = ()) -> tuple[list[Pair], float]:
+    """([traces] of (KL(base || trained), KL(trained || base)) at each supervised token, in nats, as predicted from those
+    before; operations it took). load: gives (base, trained), where anything is left to compare. shards: folders with the logs
+    of jobs that compared shares of these."""
+    places: dict[tuple[Any, Any], int] = {(trace.question, trace.index): number for number, trace in enumerate(traces)}
+    found: list[Pair | None] = [None] * len(traces)
     flops = 0.0
-    with SampleLog(keep) as log:
-        for _, record in log.read():
-            found[record["row"]] = np.array(record["forward"]), np.array(record["reverse"])
+
+    def take(records: Iterable[tuple[int, dict[str, Any] | None]]) -> int:
+        nonlocal flops
+        taken = 0
+        for _, record in records:
+            number = None if record is None else places.get((record.get("question"), record.get("index")))
+            if record is None or number is None or found[number] is not None:
+                continue
+            found[number] = np.array(record["forward"]), np.array(record["reverse"])
             flops += float(record["flops"])
-        missing = np.array([i for i, pair in enumerate(found) if pair is None], dtype=np.int64)
-        if 0 < len(missing) < len(rows):
-            console.say(f"  comparing: going on from an earlier run, {len(rows) - len(missing):,} of {len(rows):,} are there")
-        if len(missing):
-            with console.bar("comparing", len(missing), "traces") as bar:
-                for number, pair, spent in _forward(*load(), rows, lengths, missing, compute):
-                    log.append({"row": number, "forward": pair[0].tolist(), "reverse": pair[1].tolist(), "flops": spent})
-                    found[number] = pair
-                    flops += spent
-                    bar.advance(1, tokens=int(lengths[number]))
+            taken += 1
+        return taken
+
+    if reused := take(log.read()):
+        console.say(f"  comparing: going on from an earlier run, {reused:,} of {len(traces):,} are there")
+    if joined := sum(take(sample_log.lines(shard / sample_log.FILE)) for shard in shards):
+        console.say(f"  comparing: {joined:,} of {len(traces):,} were compared by {len(shards)} shards")
+    missing = np.array([number for number, pair in enumerate(found) if pair is None], dtype=np.int64)
+    if len(missing):
+        with console.bar("comparing", len(missing), "traces") as bar:
+            for number, pair, spent in _forward(*load(), [trace.row for trace in traces], missing, compute):
+                trace = traces[number]
+                log.append({"question": trace.question, "index": trace.index, "forward": pair[0].tolist(),
+                            "reverse": pair[1].tolist(), "flops": spent})
+                found[number] = pair
+                flops += spent
+                bar.advance(1, tokens=len(trace.row.input_ids))
     return [pair for pair in found if pair is not None], flops
 
 
@@ -78,7 +103,7 @@ def apart(base: Parts, trained: Parts, base_hidden: torch.Tensor, trained_hidden
     return torch.cat([one for one, _ in found]), torch.cat([other for _, other in found])
 
 
-def _forward(base: PreTrainedModel, trained: PreTrainedModel, rows: Sequence[Row], lengths: np.ndarray, wanted: np.ndarray,
+def _forward(base: PreTrainedModel, trained: PreTrainedModel, rows: Sequence[Row], wanted: np.ndarray,
              compute: ComputeConfig) -> Iterator[tuple[int, Pair, float]]:
     """(row, its divergences, operations) of each row wanted."""
     import torch
@@ -87,6 +112,7 @@ def _forward(base: PreTrainedModel, trained: PreTrainedModel, rows: Sequence[Row
     from upft.ledger import training_flops
     from upft.module import predicting, step_batch
 
+    lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
     device = fit.pick_device(compute.accelerator)
     place = torch.device("cuda" if device == "gpu" else "cpu")
     limit = fit.MICRO_BATCH_TOKENS[device] if compute.micro_batch_tokens is None else compute.micro_batch_tokens
@@ -109,8 +135,9 @@ def _forward(base: PreTrainedModel, trained: PreTrainedModel, rows: Sequence[Row
                 tensors = batch.micro_batches[0].to(place)
                 both = apart(parts[0], parts[1], predicting(parts[0], tensors), predicting(parts[1], tensors))
                 forward, reverse = (values.cpu().numpy() for values in both)
-                spent = 2 * training_flops(body, head, int(shape.num_hidden_layers), int(shape.hidden_size), batch.tokens,
-                                           batch.pairs, batch.supervised) / 3  # a training step is three forward passes
                 for place_, number in enumerate(micro.rows):
-                    mine = laid.row == place_
-                    yield number, (forward[mine], reverse[mine]), spent / len(these)
+                    mine, tokens = laid.row == place_, int(lengths[number])
+                    # Two models; a training step is three forward passes.
+                    spent = 2 * training_flops(body, head, int(shape.num_hidden_layers), int(shape.hidden_size), tokens,
+                                               tokens * (tokens + 1) // 2, int(mine.sum())) / 3
+                    yield number, (forward[mine], reverse[mine]), spent

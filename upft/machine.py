@@ -43,7 +43,7 @@ class ResourcesConfig:
 
 @dataclass
 class ShardsConfig:
-    """Jobs that draw one stage's completions side by side, each a share of its questions."""
+    """Jobs that do one stage's work side by side, each on a share of its questions."""
 
     sample: int = 1
     """Of a sampling."""
@@ -51,9 +51,11 @@ class ShardsConfig:
     """Of an evaluation."""
     branch: int = 1
     """Of an analysis's continuations."""
+    kl: int = 1
+    """Of a comparison of base and trained model."""
 
     def __post_init__(self) -> None:
-        for stage in ("sample", "evaluate", "branch"):
+        for stage in ("sample", "evaluate", "branch", "kl"):
             demand(getattr(self, stage) >= 1, f"compute.shards.{stage}", getattr(self, stage), "use 1 or more")
 
 
@@ -143,7 +145,7 @@ class ComputeConfig:
     parallel: int = 1
     """With -m, without SLURM: stages of a sweep that run side by side; each has compute.devices GPUs of its own."""
     shards: ShardsConfig = field(default_factory=ShardsConfig)
-    """Jobs that one sampling or evaluation is cut into, with SLURM and with compute.parallel above 1."""
+    """Jobs that one sampling, evaluation or comparison is cut into, with SLURM and with compute.parallel above 1."""
     wait: bool = False
     """With SLURM: stay until the last job is over, and end with an error if a cell has failed."""
     retry: bool = False

@@ -8,7 +8,6 @@ bytes a request). Knows no method and no task.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +103,7 @@ def hand_over(log: SampleLog, priced: Iterator[Rollout], out: Path) -> None:
     """Leave what a shard has drawn in its artifact, for `join`. priced: from `price`."""
     for _ in priced:
         pass
-    shutil.copyfile(log.path, out / sample_log.FILE)  # a copy: until the artifact is whole, the log is what there is
+    log.leave(out)
 
 
 def join(shard: Path, asked: Asked, drawn: Drawn, logprobs: bool, rescue: Rescue) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Iterator
@@ -90,6 +91,11 @@ class SampleLog:
             os.fsync(self._file)
             self._synced = time.monotonic()
         return place
+
+    def leave(self, folder: Path) -> None:
+        """A copy in an artifact, for who takes up what a shard has made; until the artifact is whole, the log is what there
+        is."""
+        shutil.copyfile(self.path, folder / FILE)
 
     def close(self) -> None:
         """Force everything to the disk; a second call does nothing."""

@@ -1,4 +1,4 @@
-"""Shares of a stage that draws completions: what each of several jobs draws of a sampling or an evaluation.
+"""Shares of a stage's questions: what each of several jobs draws of a sampling or an evaluation, or compares two models on.
 
 Floor 2, beside the plan. Cutting is the machine's business and enters no key: each request has a seed of its own, so it changes
 no completion. A shard is a job beside the stage; its artifact lies in STORE/shards until the stage has taken it up.
@@ -17,7 +17,7 @@ from upft.sharing import DRAWN
 
 ROOM = "shards"
 """Their folder in the store."""
-CUT = frozenset(stage for stage, _ in DRAWN.values())
+CUT = frozenset(stage for stage, _ in DRAWN.values()) | {"kl"}
 """Stages that can be cut."""
 T = TypeVar("T")
 

@@ -15,6 +15,7 @@ from upft.analyses.divergences import Apart, Parted, over_seeds, summary
 from upft.console import Console
 from upft.machine import ComputeConfig
 from upft.prefix import trace_row
+from upft.sample_log import SampleLog
 
 WEIGHTS = Path(__file__).parents[2] / "upft" / "toy" / "weights"
 
@@ -31,16 +32,26 @@ def pair():
 
 
 @pytest.fixture(scope="module")
-def rows():
+def traces():
     rng = np.random.default_rng(1)
-    return [trace_row(f"q{n}", rng.integers(3, 200, 5 + n).tolist(), rng.integers(3, 200, 3 + 4 * n).tolist())
+    rows = [trace_row(f"q{n // 2}", rng.integers(3, 200, 5 + n).tolist(), rng.integers(3, 200, 3 + 4 * n).tolist())
             for n in range(5)]
+    return [divergence.Trace(row.question_id, n % 2, row) for n, row in enumerate(rows)]
 
 
-def test_every_token_is_that_of_the_whole_logits(pair, rows, tmp_path):
-    found, flops = divergence.compare(lambda: pair, rows, ComputeConfig(micro_batch_tokens=64), tmp_path, Console(quiet=True))
+def compare(load, traces, folder, shards=(), **compute):
+    with SampleLog(folder) as log:
+        return divergence.compare(load, traces, ComputeConfig(**compute), log, Console(quiet=True), shards)
+
+
+def never():
+    raise AssertionError("nothing is left to compare")
+
+
+def test_every_token_is_that_of_the_whole_logits(pair, traces, tmp_path):
+    found, flops = compare(lambda: pair, traces, tmp_path, micro_batch_tokens=64)
     assert flops > 0
-    for row, (forward, reverse) in zip(rows, found, strict=True):
+    for row, (forward, reverse) in zip([trace.row for trace in traces], found, strict=True):
         prompt = len(row.input_ids) - row.supervised
         with torch.no_grad():
             logits = [model(input_ids=torch.tensor([row.input_ids])).logits[0, prompt - 1:-1].double() for model in pair]
@@ -51,20 +62,45 @@ def test_every_token_is_that_of_the_whole_logits(pair, rows, tmp_path):
         assert forward.min() > 0
 
 
-def test_what_is_in_the_log_is_not_compared_again(pair, rows, tmp_path):
-    first, _ = divergence.compare(lambda: pair, rows, ComputeConfig(), tmp_path, Console(quiet=True))
-
-    def never():
-        raise AssertionError("nothing is left to compare")
-
-    again, _ = divergence.compare(never, rows, ComputeConfig(), tmp_path, Console(quiet=True))
+def test_what_is_in_the_log_is_not_compared_again(pair, traces, tmp_path):
+    first, spent = compare(lambda: pair, traces, tmp_path)
+    again, counted = compare(never, traces, tmp_path)
+    assert counted == pytest.approx(spent)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
     lines = (tmp_path / "finished.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "finished.jsonl").write_text("".join(lines[:2]))
-    resumed, _ = divergence.compare(lambda: pair, rows, ComputeConfig(), tmp_path, Console(quiet=True))
+    resumed, counted = compare(lambda: pair, traces, tmp_path)
+    assert counted == pytest.approx(spent), "of each trace once, in whatever batch it was"
     for one, other in zip(first, resumed, strict=True):
         np.testing.assert_allclose(one[0], other[0], rtol=1e-4, atol=1e-9)
+
+
+def test_what_shards_have_compared_is_taken_from_them(pair, traces, tmp_path):
+    """Each in its place, though they overlap, one has a damaged line and one tells of a trace that nobody asks for."""
+    whole, spent = compare(lambda: pair, traces, tmp_path / "whole")
+    for name, some in (("a", [3, 0, 4]), ("b", [4, 1, 2])):
+        compare(lambda: pair, [traces[number] for number in some], tmp_path / name)
+    joined, counted = compare(never, traces, tmp_path / "joined", [tmp_path / "a", tmp_path / "b"])
+    assert counted == pytest.approx(spent)
+    for one, other in zip(whole, joined, strict=True):
+        for way in (0, 1):
+            np.testing.assert_allclose(one[way], other[way], rtol=1e-4, atol=1e-9)
+    damaged = tmp_path / "b" / "finished.jsonl"
+    lines = damaged.read_text().splitlines(keepends=True)
+    damaged.write_text("".join(line.replace("forward", "backward") if '"q1","index":0' in line else line for line in lines))
+    asked = []
+
+    def load():
+        asked.append(1)
+        return pair
+
+    few = [trace for trace in traces if trace.question != "q2"]
+    again, _ = compare(load, few, tmp_path / "again", [tmp_path / "a", tmp_path / "b"])
+    assert len(again) == 4
+    assert asked
+    [line] = (tmp_path / "again" / "finished.jsonl").read_text().splitlines()
+    assert '"q1","index":0' in line, "what the damaged line alone held"
 
 
 @pytest.mark.parametrize("chunk", [1, 3000, 10**9])
@@ -78,8 +114,8 @@ def test_chunks_change_nothing(pair, chunk):
     torch.testing.assert_close(reverse, (q * (q / p).log()).sum(-1), rtol=1e-9, atol=1e-12)
 
 
-def test_a_model_beside_itself_is_nothing_apart(pair, rows, tmp_path):
-    found, _ = divergence.compare(lambda: (pair[0], pair[0]), rows, ComputeConfig(), tmp_path, Console(quiet=True))
+def test_a_model_beside_itself_is_nothing_apart(pair, traces, tmp_path):
+    found, _ = compare(lambda: (pair[0], pair[0]), traces, tmp_path)
     assert max(np.abs(one).max() for both in found for one in both) == 0
 
 

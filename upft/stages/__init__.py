@@ -53,7 +53,7 @@ class Host:
         return Elsewhere(self.shards, self.relatives(spec, inputs))
 
     def settle(self, cost: Ledger, meter: Meter, out: Path) -> None:
-        """Write the ledger of a stage that draws: what its shards took is its own."""
+        """Write the ledger of a stage that can be cut: what its shards took is its own."""
         meter.fill(cost, self.gpus)
         if self.share is None:
             for paid in map(Ledger.read, self.shards):
