@@ -28,7 +28,11 @@ from upft.store import Store
 ROOT = Path(__file__).parent.parent
 SMALL = ["data.arithmetic.questions=60", "eval.limit=16", "sample.engine=transformers", "eval.engine=transformers",
          "train.batch_size=16", "compute.threads=1", "compute.accelerator=cpu", "sample.max_tokens=8"]
-SWEEP = ["-m", "sweep=tiny_prefix_length", "prefix.len=4,8", *SMALL]
+ANALYSED = ["analysis=all", "analysis.temperature=1.0", "analysis.consistency.questions=6", "analysis.consistency.n=4",
+            "analysis.errors.questions=12", "analysis.errors.n=8", "analysis.errors.at=[2,8]",
+            "analysis.errors.continuations=2", "analysis.coverage.questions=6", "analysis.coverage.traces=2",
+            "analysis.coverage.at=[4,8]", "analysis.coverage.continuations=2", "analysis.kl.questions=4"]
+SWEEP = ["-m", "sweep=tiny_prefix_length", "prefix.len=4,8", *SMALL, *ANALYSED]
 
 
 @dataclass
@@ -72,6 +76,11 @@ def runs(folder: Path) -> list[Told]:
     return [Told.of(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
 
 
+def stages(folder: Path) -> list[Told]:
+    """Those of stages."""
+    return [told for told in runs(folder) if told.run.job_type != "sweep"]
+
+
 def one(found: list[Told], key: str) -> Told:
     """The last, which is whole: a training has an earlier one, live."""
     return [told for told in found if told.run.run_id == key][-1]
@@ -113,9 +122,66 @@ def test_a_sweep_is_a_group_a_cell_a_run(sweep: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_sweeps_page_is_an_artifact_of_its_own_run(sweep: Path) -> None:
+    """With a line a cell in its table, linked to the cells' reports."""
+    [sweep_record] = Records(Store(sweep)).sweeps()
+    [told] = [told for told in runs(sweep.parent) if told.run.job_type == "sweep"]
+    assert told.run.run_id == f"sweep-{sweep_record.id}"
+    assert (told.summary["cells"], told.summary["cells_without_report"]) == (2, 0)
+    assert told.config["cells"] == sweep_record.cells
+    assert "sweep=tiny_prefix_length" in told.config["command"]
+    page = sweep / "sweeps" / sweep_record.id
+    own = told.artifacts[f"sweep-{sweep_record.id}"]
+    assert own.type == "report"
+    assert not own.use_after_commit
+    shown = {entry.path: Path(entry.local_path) for entry in own.manifest.contents}
+    assert shown == {str(file.relative_to(page)): file for file in page.rglob("*") if file.is_file()}
+    assert {"report.html", "results.json"} <= set(shown)
+    assert any(name.startswith("figures/") for name in shown)
+    used = {name for name, one in told.artifacts.items() if one.use_after_commit}
+    assert used == {f"report-{key}" for key in sweep_record.cells.values()}
+    assert told.table is not None
+    lines = [dict(zip(told.table["columns"], row, strict=True)) for row in told.table["data"]]
+    assert {line["cell"]: line["run"] for line in lines} == sweep_record.cells
+    for line in lines:
+        results = json.loads((sweep / "report" / line["run"] / "results.json").read_text())
+        assert line["prefix_len"] == results["prefix_len"] == int(line["cell"].removeprefix("prefix.len="))
+        assert line["arithmetic/trained"] == results["tasks"]["arithmetic"]["trained"]["accuracy"]["value"]
+
+
+@pytest.mark.slow
+def test_analyses_are_runs_with_their_findings(sweep: Path) -> None:
+    """Each stage of theirs, what it found in its summary, continuations with the prefix that they go on from."""
+    from transformers import AutoTokenizer
+
+    found = stages(sweep.parent)
+    kinds = Counter(told.run.job_type for told in found)
+    assert {name: kinds[name] for name in ("consistency", "errors", "coverage", "kl")} == {
+        "consistency": 1, "errors": 1, "coverage": 2, "kl": 2}
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "upft" / "toy" / "weights")
+    for told in found:
+        folder = sweep / told.run.job_type / told.run.run_id
+        if told.run.job_type in ("errors", "coverage", "kl", "consistency"):
+            told_there = json.loads((folder / f"{told.run.job_type}.json").read_text())
+            assert told.summary[f"{told.run.job_type}/questions"] == told_there["questions"] > 0
+        if told.run.job_type == "kl":
+            assert told.summary["kl/share/value"] == told_there["share"]["value"]
+            assert told.summary["cost/flops"] == json.loads((folder / "ledger.json").read_text())["flops"] > 0
+        if told.run.job_type == "branch":
+            asked = {q["id"]: q for q in map(json.loads, (folder / "questions.jsonl").read_text().splitlines())}
+            assert told.table is not None
+            shown = [dict(zip(told.table["columns"], row, strict=True)) for row in told.table["data"]]
+            assert len(shown) == min(mirror.ROWS, len(asked))
+            for row in shown:
+                question = asked[row["id"]]
+                assert row["question"] == question["text"]
+                assert row["prefix"] == tokenizer.decode(question["prompt_ids"][-question["prefix"]:], skip_special_tokens=True)
+
+
+@pytest.mark.slow
 def test_each_stage_is_one_run_of_its_kind(sweep: Path) -> None:
     """Also those that both cells share. A training's is told twice under one id: live, and whole at its end."""
-    found = runs(sweep.parent)
+    found = stages(sweep.parent)
     made = {path.parent.name: path.parent.parent.name for path in sweep.glob("[a-z]*/*/manifest.json")}
     assert {told.run.run_id: told.run.job_type for told in found} == made
     counts = Counter(told.run.run_id for told in found)
@@ -138,8 +204,9 @@ def test_hits_are_told_by_whoever_hands_out_the_jobs(sweep: Path, tmp_path: Path
     out = command(store, *SWEEP, "tracker=wandb", "tracker.project=upft-test", "compute.parallel=2", NETRC=str(store / "none"))
     assert out.returncode == 0, out.stderr
     assert ", 0 to be made" in out.stdout
-    found = runs(tmp_path)
+    found = stages(tmp_path)
     assert sorted(told.run.run_id for told in found) == sorted(p.parent.name for p in store.glob("[a-z]*/*/manifest.json"))
+    assert len(runs(tmp_path)) == len(found) + 1, "and the sweep's"
     cells = {told.config["cell"]: told.run.run_group for told in found if told.run.job_type == "report"}
     assert sorted(cells) == ["prefix.len=4", "prefix.len=8"]
     assert set(cells.values()) == {told.run.run_group for told in runs(sweep.parent)}
@@ -159,22 +226,30 @@ def test_the_last_job_of_a_sweep_writes_its_page_and_tells_what_nobody_has(sweep
                           env={**os.environ, "WANDB_DIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert (store / "sweeps" / told.id / "report.html").is_file()
-    assert [one.run.run_id for one in runs(tmp_path)] == [key]
+    assert [one.run.run_id for one in runs(tmp_path)] == [key], "the page is as it was told"
+    page = store / "sweeps" / told.id
+    shutil.rmtree(store / "report" / key)
+    again = subprocess.run([*done.args], capture_output=True, text=True, cwd=ROOT, timeout=300,
+                           env={**os.environ, "WANDB_DIR": str(tmp_path)})
+    assert again.returncode == 0, again.stderr
+    last = runs(tmp_path)[-1]
+    assert (last.run.run_id, last.summary["cells_without_report"]) == (f"sweep-{told.id}", 1), "told again: it is another page"
+    assert len(json.loads((page / "results.json").read_text())["cells"]) == 1
 
 
 @pytest.mark.slow
 def test_artifacts_are_linked_as_the_stages_are(sweep: Path) -> None:
-    found = runs(sweep.parent)
+    found = stages(sweep.parent)
     made = {path.parent.name: path.parent.parent.name for path in sweep.glob("[a-z]*/*/manifest.json")}
     for key, name in made.items():
         told, needs = one(found, key), json.loads((sweep / name / key / "spec.json").read_text())["inputs"]
-        stages = {n: a for n, a in told.artifacts.items() if not n.startswith("run-")}
-        assert {n for n, a in stages.items() if a.use_after_commit} == {f"{made[i]}-{i}" for i in needs.values()}
-        assert [n for n, a in stages.items() if not a.use_after_commit] == [f"{name}-{key}"]
-        for n, used in stages.items():
+        linked = {n: a for n, a in told.artifacts.items() if not n.startswith("run-")}
+        assert {n for n, a in linked.items() if a.use_after_commit} == {f"{made[i]}-{i}" for i in needs.values()}
+        assert [n for n, a in linked.items() if not a.use_after_commit] == [f"{name}-{key}"]
+        for n, used in linked.items():
             own = one(found, n.partition("-")[2]).artifacts[n]
             assert (used.digest, used.type) == (own.digest, own.type), "a link is to what was logged, not to a copy of it"
-        for entry in stages[f"{name}-{key}"].manifest.contents:
+        for entry in linked[f"{name}-{key}"].manifest.contents:
             there = sweep / name / key / entry.path
             if entry.path.endswith((".safetensors", ".arrow")):
                 assert entry.ref == there.as_uri()
@@ -198,13 +273,15 @@ def test_tables_show_samples_as_they_are(sweep: Path) -> None:
         assert told.table["data"] == [[row[name] for name in told.table["columns"]] for row in first]
         assert len(first) == 16
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "upft" / "toy" / "weights")
-    for told in (told for told in found if told.run.job_type == "sample"):
+    samplings = [told for told in found if told.run.job_type == "sample"]
+    assert any(told.table is not None and len(told.table["data"]) == mirror.ROWS for told in samplings), "one is cut"
+    for told in samplings:
         folder = sweep / "sample" / told.run.run_id
-        lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        lines = [line for line in map(json.loads, (folder / "samples.jsonl").read_text().splitlines()) if line["index"] == 0]
         asked = {q["id"]: q["text"] for q in map(json.loads, (folder / "questions.jsonl").read_text().splitlines())}
         assert told.table is not None
         shown = [dict(zip(told.table["columns"], row, strict=True)) for row in told.table["data"]]
-        assert len(shown) == mirror.ROWS < len(lines) == 60
+        assert len(shown) == min(mirror.ROWS, len(asked))
         for row, line in zip(shown, lines, strict=False):
             assert (row["id"], row["question"], row["tokens"]) == (line["id"], asked[line["id"]], len(line["ids"]))
             assert tokenizer(row["completion"], add_special_tokens=False)["input_ids"] == [
@@ -214,7 +291,7 @@ def test_tables_show_samples_as_they_are(sweep: Path) -> None:
 @pytest.mark.slow
 def test_wandb_sync_takes_every_run(sweep: Path) -> None:
     """The command of docs/tracking.md, without its upload."""
-    out = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run",
+    out = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run", "--verbose",
                           *map(str, sweep.parent.glob("wandb/offline-run-*"))],
                          capture_output=True, text=True, timeout=120, env={**os.environ, "WANDB_API_KEY": KEY})
     assert out.returncode == 0, out.stderr
@@ -226,7 +303,7 @@ def test_wandb_sync_takes_every_run(sweep: Path) -> None:
 def test_nothing_is_told_twice_and_what_was_not_is_made_up_for(sweep: Path, parse: Any) -> None:
     """As after a kill between a stage's end and its telling; by `python -m upft.stage`, whose lines are JSON as the sweep's."""
     before = len(runs(sweep.parent))
-    cell = plan(parse("prefix.len=4", *SMALL))
+    cell = plan(parse("prefix.len=4", *SMALL, *ANALYSED))
     key, records = cell.report.key, Records(Store(sweep))
     records.describe(cell.stages)
     mark = sweep / mirror.FOLDER / "told" / "default.upft-test" / key
@@ -265,8 +342,9 @@ def test_a_dead_server_changes_no_result(sweep: Path, tmp_path: Path) -> None:
                   WANDB_BASE_URL="http://127.0.0.1:9")
     assert out.returncode == 0, out.stderr
     assert out.stderr.count("does not answer") == 1, "once a process"
-    key = next(path.parent.name for path in tmp_path.glob("store/report/*/results.json"))
-    ours, theirs = (json.loads((store / "report" / key / "results.json").read_text()) for store in (tmp_path / "store", sweep))
+    [told] = Records(Store(sweep)).sweeps()
+    ours, theirs = (json.loads(path.read_text()) for path in (
+        *tmp_path.glob("store/report/*/results.json"), sweep / "report" / told.cells["prefix.len=4"] / "results.json"))
     assert ours["tasks"] == theirs["tasks"]
     assert len({told.run.run_id for told in runs(tmp_path)}) == len(list(tmp_path.glob("store/[a-z]*/*/manifest.json")))
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()], "the key is no one's to keep"

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from upft import mirror, sbatch, slurm
+from upft import mirror, redaction, sbatch, slurm
 from upft.choices import TrackerKind
 from upft.console import Console
 from upft.errors import StoreError
@@ -23,6 +23,7 @@ from upft.plan import Stage
 from upft.records import Record, Records, Sweep, read_machine
 from upft.sharing import distinct
 from upft.store import Store
+from upft.submission import Cell
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class Closing:
 
     def __call__(self) -> str:
         """Write the page; its place. Raises StoreError where no cell has a report."""
-        records = Records(Store(self.store))
-        sweep = next((one for one in records.sweeps() if one.id == self.sweep), None)
-        written = None if sweep is None else write(records.store, sweep)
-        if sweep is None or written is None:
+        records, settings = Records(Store(self.store)), read_machine(Path(self.machine))
+        sweep, console = next((one for one in records.sweeps() if one.id == self.sweep), None), Console(settings.console)
+        written = None
+        if sweep is not None:
+            cells = records.cells(sweep)
+            tell(distinct(cell.plan for cell in cells), records.store, settings.tracker, console)
+            written = finish(sweep, cells, records.store, settings.tracker, console)
+        if written is None:
             raise StoreError(f"sweep {self.sweep}: no cell has a report", f"python -m upft.jobs --store {self.store} tells why")
         print(f"written: {written}", flush=True)
-        settings = read_machine(Path(self.machine))
-        tell(distinct(cell.plan for cell in records.cells(sweep)), records.store, settings.tracker, Console(settings.console))
         return str(written)
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
@@ -57,6 +60,20 @@ def key(sweep: Sweep) -> str:
     return f"page-{sweep.id}"
 
 
+def finish(sweep: Sweep, cells: Sequence[Cell], store: Store, tracker: TrackerConfig, console: Console) -> Path | None:
+    """Write the page and show it to W&B; null where no cell has a report."""
+    written = write(store, sweep)
+    if written is not None:
+        mirror.tell_page(sweep.id, command(sweep), {cell.name: cell.plan.report for cell in cells}, written.parent, store,
+                         tracker, console)
+    return written
+
+
+def command(sweep: Sweep) -> str:
+    """What makes its cells, as it is typed, without secrets."""
+    return shlex.join(["python", *redaction.command(sweep.command[1:])])
+
+
 def write(store: Store, sweep: Sweep) -> Path | None:
     """Write the page on the cells that have a report; null where there is none. One process at a time."""
     from upft import dossier
@@ -66,7 +83,7 @@ def write(store: Store, sweep: Sweep) -> Path | None:
         return None
     store.prepare()
     with FileLock(store.root / ".locks" / f"{key(sweep)}.lock"):
-        return dossier.write(list(there.values()), store.root / "sweeps" / sweep.id, shlex.join(["python", *sweep.command[1:]]),
+        return dossier.write(list(there.values()), store.root / "sweeps" / sweep.id, command(sweep),
                              [name for name in sweep.cells if name not in there])
 
 

@@ -93,7 +93,7 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
             sources = {held[stage.key].key: held[stage.key] for stage in cell.plan.stages if stage.key in held}
             pipeline.main(config, console, tuple(sources.values()))
         if not first.plan and one_store:
-            page(told, Store(first.run.store), console)
+            page(told, cells, Store(first.run.store), first.tracker, console)
         return
     for name in ("compute", "tracker", "run"):
         odd = next((i for i, config in enumerate(configs) if getattr(config, name) != getattr(first, name)), None)
@@ -155,7 +155,7 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
     standings = records.standings(work.jobs)
     lacking = [cell.name for cell in cells if standings[cell.plan.report.key].state is not State.done]
     if compute.slurm is None or compute.wait or not lacking:
-        page(sweep, store, console)
+        page(sweep, cells, store, tracker, console)
     if (compute.slurm is None or compute.wait) and lacking:
         board.failures(standings)
         raise SweepError(f"{len(lacking)} of {len(cells)} cells have no report: {'; '.join(lacking[:5])}"
@@ -164,10 +164,10 @@ def go(sweep: Sweep, cells: Sequence[Cell], store: Store, compute: ComputeConfig
                          "tries again what has failed")
 
 
-def page(sweep: Sweep, store: Store, console: Console) -> None:
+def page(sweep: Sweep, cells: Sequence[Cell], store: Store, tracker: TrackerConfig, console: Console) -> None:
     """Write the report on the cells of a sweep that have one into STORE/sweeps/ID; none on a single cell."""
-    if len(sweep.cells) > 1 and (written := closing.write(store, sweep)) is not None:
-        console.say(f"all {len(sweep.cells)} cells: {pipeline.shown(written)}")
+    if len(cells) > 1 and (written := closing.finish(sweep, cells, store, tracker, console)) is not None:
+        console.say(f"all {len(cells)} cells: {pipeline.shown(written)}")
 
 
 def shard_count(compute: ComputeConfig, stage: Stage) -> int:

@@ -1,15 +1,17 @@
 """What a tracker is told of a stage when it is done, from its artifact alone: run, summary, samples, files, links.
 
-Floor 5. Every stage is a run of its own under its key, told once by whoever made it; the report's run is the cell's. Nothing
-here is needed by any stage, and nothing that goes wrong here stops one. Knows no W&B (`upft.wandb_run` does).
+Floor 5. Every stage is a run of its own under its key, told once by whoever made it; the report's run is the cell's. A sweep's
+page is a run too, told again when there is more on it. Nothing here is needed by any stage, and nothing that goes wrong here
+stops one. Knows no W&B (`upft.wandb_run` does).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from itertools import groupby, islice
@@ -25,12 +27,14 @@ from upft.console import Console
 from upft.errors import ConfigError
 from upft.machine import TrackerConfig
 from upft.plan import Plan, Stage
-from upft.specs import EvaluateSpec, HubRef, ReportSpec, SampleSpec
+from upft.specs import BranchSpec, EvaluateSpec, HubRef, ReportSpec, SampleSpec
 from upft.store import MANIFEST, Store, canonical
 from upft.wandb_run import Bundle, Card, Story, Value
 
 FOLDER = ".mirror"
-"""Beside the artifacts in the store: cells/KEY.json (what the cells' runs show), told/PROJECT/KEY (who was told what)."""
+"""Beside the artifacts in the store: cells/KEY.json (what the cells' runs show), told/PROJECT/RUN (who was told what)."""
+PAGE = ("report.html", "report.md", "results.json", "tables/*", "figures/*")
+"""Files of a sweep's page."""
 SMALL = 2 * 2**20
 """Files up to this many bytes are uploaded; of larger ones, and of weights, only the place is told."""
 WEIGHTS = (".safetensors", ".arrow")
@@ -79,24 +83,41 @@ def resolved(config: Config) -> dict[str, Any]:
 
 def tell(stage: Stage, store: Store, tracker: TrackerConfig, console: Console) -> None:
     """Show a finished stage where it was not shown before. A failure is a warning."""
+    provenance = store.path(stage.name, stage.key) / "provenance.json"
+    _once(stage.key, stage.label, lambda: str(json.loads(provenance.read_text(encoding="utf-8"))["finished"]),
+          lambda: story(stage, store), store, tracker, console)
+
+
+def tell_page(sweep: str, command: str, cells: Mapping[str, Stage], page: Path, store: Store, tracker: TrackerConfig,
+              console: Console) -> None:
+    """Show the page on a sweep's cells where it was not shown before as it is. cells: their reports by their names. A failure
+    is a warning."""
+    _once(f"sweep-{sweep}", f"sweep {sweep}", lambda: hashlib.sha256((page / "results.json").read_bytes()).hexdigest(),
+          lambda: page_story(sweep, command, cells, page, store), store, tracker, console)
+
+
+def _once(run: str, label: str, state: Callable[[], str], told: Callable[[], Story], store: Store, tracker: TrackerConfig,
+          console: Console) -> None:
+    """Tell the story of a run unless it was told in this state."""
     if tracker.kind is not TrackerKind.wandb:
         return
-    folder = store.path(stage.name, stage.key)
-    told = store.root / FOLDER / "told" / f"{tracker.entity or 'default'}.{tracker.project}" / stage.key
+    mark = store.root / FOLDER / "told" / f"{tracker.entity or 'default'}.{tracker.project}" / run
     try:
-        made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["finished"]
-        if told.is_file() and told.read_text() == made:
+        now = state()
+        if mark.is_file() and mark.read_text() == now:
             return
-        told.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(told.with_suffix(".lock"), timeout=0):
-            if wandb_run.publish(tracker, story(stage, store), wandb_run.home(), console):
-                told.write_text(made)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(mark.with_suffix(".lock"), timeout=0):
+            if mark.is_file() and mark.read_text() == now:  # meanwhile another process has
+                return
+            if wandb_run.publish(tracker, told(), wandb_run.home(), console):
+                mark.write_text(now)
     except Timeout:  # another process tells just now
         return
     except ConfigError:
         raise
     except Exception as error:  # whatever it is: the artifact is there
-        console.warn(f"{stage.label}: W&B was not told ({type(error).__name__}: {error})")
+        console.warn(f"{label}: W&B was not told ({type(error).__name__}: {error})")
 
 
 def story(stage: Stage, store: Store) -> Story:
@@ -114,6 +135,27 @@ def story(stage: Stage, store: Store) -> Story:
     used = {one.key: bundle(one, store) for one in stage.inputs.values()}
     return Story(card(stage, store, inputs), tuple(_lines(folder / tracking.FILE)), summary, columns, rows,
                  bundle(stage, store), list(used.values()))
+
+
+def page_story(sweep: str, command: str, cells: Mapping[str, Stage], page: Path, store: Store) -> Story:
+    """What a sweep's run shows: its page, and a line a cell."""
+    there = {name: one for name, one in cells.items() if store.has(one.name, one.key)}
+    lines = [{"cell": name, "run": one.key} | _line(json.loads(
+        (store.path(one.name, one.key) / "results.json").read_text(encoding="utf-8"))) for name, one in there.items()]
+    columns = tuple(dict.fromkeys(column for line in lines for column in line))
+    files = {path.relative_to(page).as_posix(): path for pattern in PAGE for path in sorted(page.glob(pattern))}
+    about = {"sweep": sweep, "command": command, "cells": {name: one.key for name, one in cells.items()}}
+    tags = dict.fromkeys(str(line[name]) for name in ("model", "data", "method") for line in lines)
+    return Story(Card(f"sweep-{sweep}", f"sweep {sweep}", "sweep", about, list(tags)), (),
+                 {"cells": len(cells), "cells_without_report": len(cells) - len(there)}, columns,
+                 [[line.get(column) for column in columns] for line in lines],
+                 Bundle(f"sweep-{sweep}", "report", about, files, {}), [bundle(one, store) for one in there.values()], "cells")
+
+
+def _line(results: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell in a sweep's table."""
+    settings = ("model", "data", "method", "prefix_len", "ratio", "seed", "train_seed")
+    return {name: results[name] for name in settings if name in results} | headline(results)
 
 
 def card(stage: Stage, store: Store, inputs: Mapping[str, str]) -> Card:
@@ -176,16 +218,25 @@ def _samples(stage: Stage, folder: Path) -> tuple[tuple[str, ...], list[list[Any
         columns: tuple[str, ...] = ("id", "question", "gold", "completion", "extracted", "right", "reason", "finish_reason",
                                     "tokens")
         return columns, [[row.get(name) for name in columns] for row in _firsts(folder / answers.FILE)]
-    if not isinstance(stage.spec, SampleSpec):
+    if not isinstance(stage.spec, (SampleSpec, BranchSpec)):
         return (), []
     from upft import models
 
     model = stage.spec.model
     tokenizer = models.load_tokenizer(models.resolve(model.source), model.trust_remote_code)
-    asked = {row["id"]: row["text"] for row in islice(_lines(folder / "questions.jsonl"), ROWS)}
-    return ("id", "question", "kind", "completion", "finish_reason", "tokens"), [
-        [row["id"], asked.get(row["id"]), row["kind"], tokenizer.decode(row["ids"], skip_special_tokens=True),
-         row["finish_reason"], len(row["ids"])] for row in _firsts(folder / "samples.jsonl")]
+    asked = {row["id"]: row for row in islice(_lines(folder / "questions.jsonl"), ROWS)}
+
+    def read(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    rows = []
+    for row in _firsts(folder / "samples.jsonl"):
+        question = asked[row["id"]]  # both files are in the order of the questions
+        prompt = question["prompt_ids"]
+        what = read(prompt[len(prompt) - question["prefix"]:]) if isinstance(stage.spec, BranchSpec) else row["kind"]
+        rows.append([row["id"], question["text"], what, read(row["ids"]), row["finish_reason"], len(row["ids"])])
+    named = "prefix" if isinstance(stage.spec, BranchSpec) else "kind"
+    return ("id", "question", named, "completion", "finish_reason", "tokens"), rows
 
 
 def _firsts(path: Path) -> Iterator[dict[str, Any]]:

@@ -46,7 +46,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A stage's artifact as W&B is told of it. files: those that are uploaded, by their names in it; references: those of
+    """An artifact as W&B is told of it. files: those that are uploaded, by their names in it; references: those of
     which only the place is told. Equal bundles are one version of one artifact there, whichever run tells of them."""
 
     name: str
@@ -58,8 +58,8 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Story:
-    """A finished stage: everything its run is to show. points: of its metrics.jsonl; rows: of a table of samples, under
-    `columns`; used: the bundles it was made from."""
+    """Something finished, a stage or a sweep: everything its run is to show. points: of its metrics.jsonl; rows: of the table
+    `table`, under `columns`; used: the bundles it was made from."""
 
     card: Card
     points: Sequence[Mapping[str, Value]]
@@ -68,6 +68,7 @@ class Story:
     rows: Sequence[Sequence[Any]]
     made: Bundle
     used: Sequence[Bundle]
+    table: str = "samples"
 
 
 def home() -> Path:
@@ -141,7 +142,7 @@ def replay(run: Run, points: Iterable[Mapping[str, Value]]) -> None:
 
 
 def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console | None = None) -> bool:
-    """Show a finished stage as a W&B run, short-lived, below `mirror`; whether W&B has taken it (a server or the disk).
+    """Show something finished as a W&B run, short-lived, below `mirror`; whether W&B has taken it (a server or the disk).
 
     A training's own run is continued: offline by a second folder that holds all of it. Raises ConfigError where wandb is
     not installed.
@@ -154,7 +155,7 @@ def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console
         if story.rows:
             from wandb import Table
 
-            run.log({"samples": Table(columns=list(story.columns), data=[list(row) for row in story.rows])})
+            run.log({story.table: Table(columns=list(story.columns), data=[list(row) for row in story.rows])})
         run.summary.update(dict(story.summary))
         run.log_artifact(_artifact(story.made))
         for bundle in story.used:

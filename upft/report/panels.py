@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -151,16 +152,17 @@ def divergences(found: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Figure:
         lengths.add(a["prefix_len"])
     for length in lengths:
         axes.axvline(length + 0.5, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
-    means = [[a["forward"]["mean"][i] for i in at] for _, _, a, at in shown]
-    least, most = min(min(mean) for mean in means), max(max(mean) for mean in means)
-    if least > 0 and most > 5 * min(max(mean) for mean in means):  # else the small one is the axis
-        bottom = max(least / 2, most / 2000)
-        axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(bottom, 4 * most)
-        powers = [10.0**n for n in range(-9, 9) if bottom <= 10.0**n <= 4 * most]
-        axes.set_yticks(powers, [f"{power:g}" for power in powers])
+    highest = [max(a["forward"]["mean"][i] for i in at) for _, _, a, at in shown]
+    most, least = max(highest), min(highest)
+    if 0 < 5 * least < most:  # else the smallest setting is the axis
+        # Intervals reach down to 0, which has no place on a logarithmic axis: below the last power it is linear.
+        power = math.floor(math.log10(max(least / 30, most / 3000)))
+        axes.set_yscale("symlog", linthresh=10.0**power, linscale=0.5)
+        axes.set_ylim(0, 4 * most)
+        ticks = [0.0, *(10.0**n for n in range(power, math.floor(math.log10(4 * most)) + 1))]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     else:
-        axes.set_ylim(0, 1.5 * most)
+        axes.set_ylim(0, 1.5 * most if most > 0 else 1)
     _tokens_axis(axes, max(a["t"][at[-1]] for _, _, a, at in shown), "position in the trace")
     axes.set_ylabel("KL(base ‖ trained), nats a token")
     _keys(figure, axes)
