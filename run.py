@@ -20,4 +20,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     with door.one_message():
+        door.flag_first("-m", "--multirun")
         main()

@@ -40,6 +40,12 @@ def test_hydras_own_flags_work():
     assert "model/tiny" in info.stdout
 
 
+def test_the_flag_of_a_sweep_may_stand_anywhere(tmp_path: Path) -> None:
+    out = run("prefix.len=4", "-m", "seed=0,1", "plan=true", f"run.store={tmp_path}")
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("2 cells")
+
+
 def bad(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Name -> (arguments, what the message must hold)."""
     model = tmp_path / "model"

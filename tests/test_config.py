@@ -121,6 +121,8 @@ def test_papers_settings_reach_prefix_and_train(parse):
     (["eval.n=4", "eval.temperature=0"], ["eval.n=4", "eval.temperature=0"]),
     (["eval.n=4", "eval.protocol=paper"], ["eval.n=4", "arithmetic.paper.temperature=0", "eval.temperature above 0"]),
     (["eval.n=0"], ["eval.n=0", "1 or more"]),
+    (["run.store="], ["run.store=''", "give a folder"]),
+    (["run.export=' '"], ["run.export=' '", "give a folder"]),
     (["eval.temperature=-1"], ["eval.temperature=-1", "0 (greedy)"]),
     (["eval.tasks.arithmetic.standard.n=0"], ["eval.tasks.arithmetic.standard.n=0", "1 or more"]),
     (["eval.tasks.arithmetic.standard.temperature=-1"], ["arithmetic.standard.temperature=-1", "0 (greedy)"]),

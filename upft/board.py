@@ -141,8 +141,10 @@ def show_plan(cells: Sequence[Cell], store: Store, console: Console, into: Calla
     console.say(f"{len(cells)} cells")
     console.say(table)
     if held:
-        console.say(f"{len(held)} of the samplings draw nothing: {len({one.key for one in held.values()})} larger ones, made "
-                    "first, hold their samples")
+        larger = len({one.key for one in held.values()})
+        console.say(f"{len(held)} of the samplings draw nothing: "
+                    + ("a larger one, made first, holds" if larger == 1 else f"{larger} larger ones, made first, hold")
+                    + " their samples")
     if costed:
         console.say(f"GPU-hours: FLOPs at {EFFECTIVE_FLOPS:.0e} a second (40% of what an H100 is built for in bf16); sampling "
                     "takes longer")

@@ -39,6 +39,11 @@ def tell(message: str, plain: str = "error: {}") -> None:
         print(plain.format(message), file=sys.stderr)
 
 
+def flag_first(*names: str) -> None:
+    """A flag of the command line wherever it stands: argparse takes no words on both sides of one."""
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in names)
+
+
 @contextmanager
 def one_message(status: int | None = None) -> Iterator[None]:
     """At the door: print one clear message for an error a person can mend and exit with the error's status.

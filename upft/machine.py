@@ -212,3 +212,8 @@ class RunConfig:
     console: Style = Style.auto
     """How the run speaks: auto (live bars on a terminal, plain lines elsewhere), plain, quiet (warnings only), json (one
     object a line)."""
+
+    def __post_init__(self) -> None:
+        demand(bool(self.store.strip()), "run.store", repr(self.store), "give a folder, such as run.store=store")
+        if self.export is not None:
+            demand(bool(self.export.strip()), "run.export", repr(self.export), "give a folder, or null")

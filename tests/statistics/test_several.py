@@ -17,6 +17,7 @@ from upft.statistics import (
     macro,
     over_seeds,
     paired_macro,
+    paired_macro_over_seeds,
     paired_over_seeds,
     paired_values,
 )
@@ -114,6 +115,25 @@ def test_seeds_that_agree_wholly_count_as_one() -> None:
     copied = over_seeds(np.tile(once, (4, 1)))
     single = accuracy(once[:, None])
     assert copied.high - copied.low == pytest.approx(single.high - single.low, rel=0.02)
+
+
+def test_seeds_whose_means_are_equal_by_chance_leave_the_rest() -> None:
+    """Each seed gains other questions, as many: no part of seeds or questions is left, and yet something is known."""
+    before, after = np.zeros((2, 100)), np.zeros((2, 100))
+    after[0, :12], after[1, 12:24] = 1, 1
+    found = paired_over_seeds(before, after)
+    rest = ((after - after.mean(axis=0)) ** 2).sum() / 99  # both seeds' means are the whole's
+    half = stats.t.ppf(0.975, 99) * math.sqrt(rest / 200)
+    assert (found.low, found.high) == (pytest.approx(0.12 - half), pytest.approx(0.12 + half))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(0.12 / math.sqrt(rest / 200), 99))
+    assert found.p_value < 0.01
+    assert found.verdict == GAIN
+    macro = paired_macro_over_seeds([before], [after])
+    assert (macro.low, macro.high, macro.p_value) == tuple(
+        pytest.approx(one) for one in (found.low, found.high, found.p_value))
+    still = paired_over_seeds(before, before)
+    assert (still.difference, still.p_value) == (0, 1)
+    assert still.high > 0, "nothing changed on 100 questions: on others something may"
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (5,)])

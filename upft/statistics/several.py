@@ -15,6 +15,10 @@ from upft.statistics.means import LEVEL, Array, Estimate, wilson
 from upft.statistics.pairs import Paired, difference_interval, sign_flips, verdict
 
 
+NOTHING = 1e-15
+"""Variances up to this are rounding."""
+
+
 def macro(tasks: Sequence[Estimate]) -> Estimate:
     """Mean of the tasks' values, each task counting alike, with its 95% interval.
 
@@ -136,18 +140,22 @@ def seeds_macro(tasks: Sequence[Array]) -> tuple[float, float, float]:
     seeds = len(tasks[0])
     by_seed = np.mean([task.mean(axis=1) for task in tasks], axis=0)
     of_seeds = float(by_seed.var(ddof=1)) / seeds
-    of_questions = weight = 0.0
+    of_questions = of_rest = weight = of_rest_weight = 0.0
     for task in tasks:
         questions, mean = task.shape[1], task.mean()
         q = seeds * float(task.mean(axis=0).var(ddof=1))
         left = task - task.mean(axis=0) - task.mean(axis=1)[:, None] + mean
         e = float((left**2).sum()) / ((seeds - 1) * (questions - 1))
         scale = seeds * questions * len(tasks) ** 2
+        of_rest += e / scale
+        of_rest_weight += e**2 / ((seeds - 1) * (questions - 1)) / scale**2
         if q > e:
             of_questions += (q - e) / scale
             weight += (q**2 / (questions - 1) + e**2 / ((seeds - 1) * (questions - 1))) / scale**2
     total = of_seeds + of_questions
     weight += of_seeds**2 / (seeds - 1)
+    if total <= NOTHING:
+        total, weight = of_rest, of_rest_weight
     most = float(sum(task.size for task in tasks) - 1)
     return float(by_seed.mean()), total, float(np.clip(total**2 / max(weight, 1e-300), float(seeds - 1), most))
 
@@ -191,7 +199,9 @@ def _crossed(values: Array) -> tuple[Array, Array, Array]:
     """(mean, variance of the mean, degrees of freedom) of values: [..., seeds, questions].
 
     With mean squares Q of questions, S of seeds, E of what is left, the variance is (S + Q - E)/(seeds x questions); the part
-    of the questions, Q - E, is not taken below zero. Degrees of freedom are at least those of the seeds: no part has fewer.
+    of the questions, Q - E, is not taken below zero. Where nothing would be left of it, because the seeds' means are equal by
+    chance, it is E, which it holds even where neither seeds nor questions have an effect. Degrees of freedom are at least those
+    of the seeds: no part has fewer.
     """
     seeds, questions = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
@@ -200,9 +210,11 @@ def _crossed(values: Array) -> tuple[Array, Array, Array]:
     s = questions * by_seed.var(axis=-1, ddof=1)
     left = values - by_question[..., None, :] - by_seed[..., :, None] + mean[..., None, None]
     e = (left**2).sum(axis=(-2, -1)) / ((seeds - 1) * (questions - 1))
-    total = s + np.maximum(q - e, 0.0)
-    of_questions = np.where(q > e, q**2 / (questions - 1) + e**2 / ((seeds - 1) * (questions - 1)), 0.0)
-    weight = s**2 / (seeds - 1) + of_questions
+    total, of_rest = s + np.maximum(q - e, 0.0), e**2 / ((seeds - 1) * (questions - 1))
+    of_questions = np.where(q > e, q**2 / (questions - 1) + of_rest, 0.0)
+    nothing = total <= NOTHING
+    weight = np.where(nothing, of_rest, s**2 / (seeds - 1) + of_questions)
+    total = np.where(nothing, e, total)
     freedom = np.clip(total**2 / np.maximum(weight, 1e-300), float(seeds - 1), float(seeds * questions - 1))
     return mean, total / (seeds * questions), freedom
 
