@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from upft.statistics.means import LEVEL, Array, Estimate, wilson
 from upft.statistics.pairs import Paired, difference_interval, sign_flips, verdict
 
-
 NOTHING = 1e-15
 """Variances up to this are rounding."""
 
