@@ -25,9 +25,9 @@ import rows as bench_rows
 
 from upft import fit, models, prefix
 from upft.choices import Accelerator, Layout, Precision, Reduction
-from upft.config import TrainConfig
 from upft.machine import ComputeConfig
 from upft.prefix import UNSUPERVISED, Row
+from upft.training import TrainConfig
 
 BETAS = (0.9, 0.95)
 CLIP = 1.0

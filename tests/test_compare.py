@@ -15,8 +15,9 @@ import yaml
 from scipy import stats
 
 from upft import scoreboard
+from upft.hashing import digest
 from upft.statistics import accuracy, majority_at_k, paired, pass_at_k
-from upft.store import Store, digest
+from upft.store import Store
 
 ROOT = Path(__file__).parent.parent
 BASE = {"a": [1, 0], "b": [0, 0], "c": [1, 1], "d": [0, 1]}

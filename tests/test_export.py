@@ -18,10 +18,11 @@ import pytest
 from upft.config import Config
 from upft.console import Console
 from upft.errors import StoreError
+from upft.hashing import Hasher
 from upft.ledger import Ledger
 from upft.plan import Plan, Stage, plan
 from upft.specs import EvaluateSpec, TrainSpec
-from upft.store import Hasher, Store
+from upft.store import Store
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "upft" / "toy" / "weights"

@@ -17,9 +17,9 @@ from upft import composition, multirun
 from upft.composition import TaskMap, field_types
 from upft.config import Config
 from upft.errors import ConfigError, DataError, ModelError
+from upft.hashing import Hasher
 from upft.plan import plan
 from upft.sharing import distinct
-from upft.store import Hasher
 
 MACHINE = {"compute", "tracker", "run", "plan"}
 REVISION, OTHER = "a" * 40, "b" * 40

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from upft import datasets, prefix, preview
+from upft.hashing import Hasher
 from upft.plan import Plan, Stage, plan
 from upft.specs import SampleSpec
-from upft.store import Hasher, Store
+from upft.store import Store
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from upft.errors import StoreError
-from upft.store import Corrupt, Store, canonical, digest, provenance
+from upft.hashing import canonical, digest
+from upft.provenance import provenance
+from upft.store import Corrupt, Store
 
 IDENTITY = {"stage": "sample", "spec": {"n": 1}}
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from upft import packing
 from upft.choices import Layout, Reduction
-from upft.module import Preference, StepBatch, StepTotals, idle_micro_batch, step_batch
 from upft.packed import Packed, pack
 from upft.prefix import Row, RowTable
 from upft.ranks import World
+from upft.steps import Preference, StepBatch, StepTotals, idle_micro_batch, step_batch
 
 AHEAD = 2
 """Steps prepared while one is computed."""
@@ -28,7 +28,7 @@ class Steps:
     """Iterable over the steps from `start` on.
 
     lengths, supervised: [rows], tokens of each row. layout: packed or padded. share: see `packed.pack`.
-    tiled: see `attention.RowsTensors.of`. preference: (DPO's beta, [rows] log-probabilities under the reference); rows 2n and
+    tiled: see `tiles.RowsTensors.of`. preference: (DPO's beta, [rows] log-probabilities under the reference); rows 2n and
     2n + 1 are then a pair, which stays in one micro-batch, and batch_size counts pairs.
     """
 

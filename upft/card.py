@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upft import store
+from upft import provenance as made_by
+from upft.hashing import canonical
 from upft.ledger import FILE as LEDGER
 from upft.ledger import Ledger
 from upft.report import wording as w
@@ -85,11 +86,11 @@ def of_training(spec: TrainSpec, rows: Path, trained: Path) -> Facts:
     """The facts in the artifact `rows` and in the folder of a training, which may lack its provenance still."""
     build = json.loads((rows / "spec.json").read_text())["spec"]
     made = trained / "provenance.json"
-    provenance = json.loads(made.read_text()) if made.is_file() else store.provenance(time.time())
+    provenance = json.loads(made.read_text()) if made.is_file() else made_by.provenance(time.time())
     costs = [(title, Ledger.read(folder)) for title, folder in (("build rows", rows), ("train", trained))
              if (folder / LEDGER).is_file()]
     return Facts(spec, build, json.loads((rows / "rows.json").read_text()), json.loads((trained / "train.json").read_text()),
-                 tuple(costs), {"build": build, "train": store.canonical(spec)}, provenance["versions"], provenance["git"],
+                 tuple(costs), {"build": build, "train": canonical(spec)}, provenance["versions"], provenance["git"],
                  license_of(spec.model.source))
 
 

@@ -110,7 +110,7 @@ def _forward(base: PreTrainedModel, trained: PreTrainedModel, rows: Sequence[Row
 
     from upft import manners, matmul, models
     from upft.ledger import training_flops
-    from upft.module import predicting, step_batch
+    from upft.steps import predicting, step_batch
 
     lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
     device = fit.pick_device(compute.accelerator)

@@ -19,11 +19,12 @@ from filelock import FileLock
 from upft import card
 from upft.config import Config
 from upft.errors import StoreError
+from upft.hashing import canonical, digest
 from upft.ledger import Ledger
 from upft.plan import Plan, Stage
 from upft.specs import EvaluateSpec, SampleSpec, TrainSpec
 from upft.statistics import Estimate, Paired
-from upft.store import Artifact, Store, canonical, digest
+from upft.store import Artifact, Store
 
 MARK = "upft.json"
 """Says which cell a folder was exported from, and what was written."""

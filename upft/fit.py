@@ -124,7 +124,8 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
 
     from upft import lean, manners, matmul, models, optimizer, ranks
     from upft.batches import Steps
-    from upft.module import PrefixModule, RowsLoss
+    from upft.module import PrefixModule
+    from upft.steps import RowsLoss
 
     console = console or Console(quiet=True)
     world = world or World()
@@ -185,9 +186,9 @@ def fit(model: PreTrainedModel, rows: Sequence[Row] | RowTable, settings: Settin
                     reduction=settings.reduction, micro_batch_tokens=limit, layout=layout, share=compute.share_prompts,
                     tiled=tiled, world=world, start=done, preference=preference))
         elif resume is not None:  # stopped behind its last step, while the model was being saved
-            from upft import checkpoint
+            from upft import training_state
 
-            resume.load(checkpoint.flatten_model(model))
+            resume.load(training_state.flatten_model(model))
     t = log.totals
     return Fitted(len(rows), steps, float(t.first["loss"]), float(t.last["loss"]), t.supervised_tokens, t.tokens,
                   t.padding_tokens, t.shared_tokens, _flops(model, t.tokens - t.shared_tokens, t.pairs, t.supervised_tokens),

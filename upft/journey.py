@@ -59,11 +59,11 @@ class Log:
     def begin(self, module: PrefixModule) -> None:
         """Fill in what the checkpoint holds and start the clocks: what comes before the first step is none's time."""
         if self._found is not None:
-            from upft import checkpoint
+            from upft import training_state
 
             self._found.load(_tensors(module))
             if own := self._found.own(self._world.rank):
-                checkpoint.set_random_state(own)
+                training_state.set_random_state(own)
             self._bar.advance(self._found.step)
             self._found = None
         self._before = self._saved = time.perf_counter()
@@ -93,13 +93,13 @@ class Log:
         """Write a checkpoint, on every rank."""
         import torch
 
-        from upft import checkpoint
+        from upft import checkpoint, training_state
 
         assert self._folder is not None
         several = self._world.ranks > 1
         checkpoint.save(self._folder, module.done, _tensors(module), {"totals": asdict(self.totals)}, self._world.rank,
                         self._world.ranks, torch.distributed.barrier if several else _nothing,
-                        own=checkpoint.random_state())
+                        own=training_state.random_state())
         self._saved = time.perf_counter()
 
 
@@ -108,8 +108,8 @@ def _nothing() -> None:
 
 
 def _tensors(module: PrefixModule) -> dict[str, torch.Tensor]:
-    from upft import checkpoint
+    from upft import training_state
 
     optimizer: Any = module.optimizers()
-    return {**checkpoint.flatten_model(module.loss.model),
-            **checkpoint.flatten_optimizer(module.loss.model, optimizer.optimizer)}
+    return {**training_state.flatten_model(module.loss.model),
+            **training_state.flatten_optimizer(module.loss.model, optimizer.optimizer)}

@@ -25,12 +25,13 @@ from upft.choices import Accelerator
 from upft.config import Config
 from upft.console import Console
 from upft.errors import ConfigError, SlurmError, SweepError
+from upft.hashing import digest
 from upft.machine import ComputeConfig, ResourcesConfig, SlurmConfig, TrackerConfig
 from upft.plan import Stage, plan
 from upft.records import Machine, Record, Records, State, Sweep, now
 from upft.shards import CUT, Job
 from upft.sharing import covered, distinct
-from upft.store import Store, digest
+from upft.store import Store
 from upft.submission import ON_GPU, Cell, Group, Work, alike, arrange, cut
 
 if TYPE_CHECKING:

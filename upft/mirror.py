@@ -25,10 +25,11 @@ from upft.choices import TrackerKind
 from upft.config import Config
 from upft.console import Console
 from upft.errors import ConfigError
+from upft.hashing import canonical
 from upft.machine import TrackerConfig
 from upft.plan import Plan, Stage
 from upft.specs import BranchSpec, EvaluateSpec, HubRef, ReportSpec, SampleSpec
-from upft.store import MANIFEST, Store, canonical
+from upft.store import MANIFEST, Store
 from upft.wandb_run import Bundle, Card, Story, Value
 
 FOLDER = ".mirror"

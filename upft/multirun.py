@@ -16,8 +16,8 @@ from omegaconf import DictConfig, open_dict
 from upft import composition, door
 from upft.config import Config
 from upft.errors import ConfigError
+from upft.hashing import Hasher
 from upft.plan import plan
-from upft.store import Hasher
 from upft.submission import Cell
 
 if TYPE_CHECKING:

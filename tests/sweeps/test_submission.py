@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from upft.hashing import Hasher
 from upft.plan import Plan, plan
-from upft.store import Hasher
 from upft.submission import ARRAY_LIMIT, Cell, Work, arrange, closure, failed_cells
 
 SMALL = ["sample.engine=transformers", "eval.engine=transformers", "sample.max_tokens=32"]

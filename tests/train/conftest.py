@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from upft.choices import Precision, Reduction
-from upft.config import TrainConfig
 from upft.prefix import UNSUPERVISED, Row
+from upft.training import TrainConfig
 
 VOCABULARY = 320
 

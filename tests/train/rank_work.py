@@ -22,9 +22,9 @@ def lasting(world: World, model_folder: Path, out: Path) -> None:
     from test_ranks import LIMIT, ROWS, fresh
 
     from upft.choices import Precision
-    from upft.config import TrainConfig
     from upft.fit import fit
     from upft.machine import ComputeConfig
+    from upft.training import TrainConfig
 
     settings = TrainConfig(epochs=10**6, lr=1e-3, max_length=256, batch_size=6, grad_clip=None, warmup_ratio=0.0,
                            precision=Precision.fp32)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from upft import adapters, card, models
 from upft.choices import AnswerFormat, AnswerKind, CutUnit, Dtype, Engine, MethodName, Precision, Protocol, Reduction
+from upft.hashing import canonical
 from upft.ledger import Ledger
 from upft.specs import (
     BuildSpec,
@@ -31,7 +32,6 @@ from upft.specs import (
     TrainSpec,
 )
 from upft.statistics import Estimate, Paired
-from upft.store import canonical
 
 BASE = HubRef("some-org/Some-Model-7B", "a" * 40)
 DATA = QuestionsSpec(HubRef("some-org/questions", "b" * 40, "train.jsonl"), "question", None, AnswerFormat.plain, 500)

@@ -23,18 +23,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from upft import checkpoint
-from upft.checkpoint import (
-    at,
-    flatten_model,
-    flatten_optimizer,
-    latest,
-    random_state,
-    save,
-    set_random_state,
-)
+from upft.checkpoint import at, latest, save
 from upft.choices import Precision
 from upft.errors import StoreError
 from upft.optimizer import StochasticAdamW, build
+from upft.training_state import flatten_model, flatten_optimizer, random_state, set_random_state
 
 
 def some_tensors(step: int = 0) -> dict[str, torch.Tensor]:

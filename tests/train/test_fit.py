@@ -22,13 +22,13 @@ from rich.console import Console as RichConsole
 
 from upft import packing
 from upft.choices import Accelerator, Layout, Precision, Reduction
-from upft.config import TrainConfig
 from upft.console import Console
 from upft.errors import ConfigError, TrainError
 from upft.fit import Fitted, fit
 from upft.machine import ComputeConfig
 from upft.prefix import UNSUPERVISED, Row, read_rows, write_rows
 from upft.specs import LoraSpec
+from upft.training import TrainConfig
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -390,7 +390,7 @@ QUIET = """
 import sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from pathlib import Path
-from upft.config import TrainConfig
+from upft.training import TrainConfig
 from upft.machine import ComputeConfig
 from upft.fit import fit
 from upft.prefix import Row

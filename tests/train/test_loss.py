@@ -11,8 +11,9 @@ import torch
 from upft import models, packing
 from upft.choices import Reduction
 from upft.errors import ModelError
-from upft.module import StepBatch, step_batch, warmup, weighted_loss
+from upft.module import warmup
 from upft.prefix import Row
+from upft.steps import StepBatch, step_batch, weighted_loss
 
 LIMITS = (1, 24, 60, 100, 10_000)
 

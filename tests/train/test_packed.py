@@ -12,9 +12,9 @@ import torch
 from upft import attention, matmul, models, packed, packing
 from upft.choices import Reduction
 from upft.errors import TrainError
-from upft.module import step_batch, weighted_loss
 from upft.prefix import UNSUPERVISED, Row
 from upft.specs import LoraSpec
+from upft.steps import step_batch, weighted_loss
 
 SYSTEM = list(range(100, 112))
 

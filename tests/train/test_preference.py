@@ -20,10 +20,10 @@ from upft.choices import Layout, Precision, Reduction
 from upft.console import Console
 from upft.errors import StoreError
 from upft.machine import ComputeConfig
-from upft.module import Preference, step_batch, weighted_loss
 from upft.packed import pack
 from upft.prefix import UNSUPERVISED, Row
 from upft.ranks import World
+from upft.steps import Preference, step_batch, weighted_loss
 
 POLICY = torch.tensor([-3.0, -4.5, -10.25, -9.0, -0.5, -20.0, -7.0, -7.0], dtype=torch.float64)
 REFERENCE = torch.tensor([-3.5, -4.0, -10.0, -10.0, -0.5, -20.0, -8.0, -6.0], dtype=torch.float64)

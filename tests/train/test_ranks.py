@@ -24,18 +24,19 @@ from test_resume import counts, rows_artifact, timeless, told
 
 from upft import adapters, checkpoint, models, notice, packing, ranks
 from upft.choices import Precision, Reduction, Strategy
-from upft.config import TrainConfig
 from upft.console import Console
 from upft.errors import ConfigError, Stopped, TrainError
 from upft.fit import Fitted, fit
+from upft.hashing import Hasher
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import model_ref
+from upft.origins import model_ref
 from upft.prefix import UNSUPERVISED, Row
 from upft.ranks import World
 from upft.sampler import EnginePool
 from upft.specs import LoraSpec, ModelSpec, TrainSpec
 from upft.stages import Host, train
-from upft.store import RESUME, Hasher
+from upft.store import RESUME
+from upft.training import TrainConfig
 
 LORA = LoraSpec(rank=4, alpha=8.0, dropout=0.0, targets=None, merge=False)
 LIMIT = 60

@@ -26,16 +26,17 @@ from upft.choices import CutUnit, Layout, MethodName, Precision, Reduction
 from upft.console import Console
 from upft.errors import Stopped, StoreError, TrainError
 from upft.fit import Fitted, fit
+from upft.hashing import Hasher, canonical
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.module import RowsLoss
-from upft.plan import model_ref
+from upft.origins import model_ref
 from upft.prefix import Row, write_rows
 from upft.ranks import World
 from upft.sampler import EnginePool
 from upft.specs import BuildSpec, LoraSpec, ModelSpec, PromptSpec, TrainSpec
 from upft.stages import Host, train
-from upft.store import RESUME, Hasher, Store, canonical
+from upft.steps import RowsLoss
+from upft.store import RESUME, Store
 
 TIMES = ("tokens_per_s", "seconds")
 LORA = LoraSpec(rank=4, alpha=8.0, dropout=0.2, targets=None, merge=False)
@@ -253,11 +254,12 @@ from upft import adapters, attention, batches, fit, module, optimizer
 from upft.choices import *
 from upft.console import Console
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import model_ref
+from upft.origins import model_ref
 from upft.specs import LoraSpec, ModelSpec, TrainSpec
 from upft.sampler import EnginePool
 from upft.stages import Host, train
-from upft.store import Hasher, Store, canonical
+from upft.hashing import Hasher, canonical
+from upft.store import Store
 torch.set_num_threads(1)
 
 def build(job):

@@ -13,14 +13,14 @@ import torch
 from upft import manners, models
 from upft.choices import CutUnit, MethodName, Precision, Reduction, TrackerKind
 from upft.console import Console
+from upft.hashing import Hasher, canonical
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import model_ref
+from upft.origins import model_ref
 from upft.prefix import write_rows
 from upft.sampler import EnginePool
 from upft.specs import BuildSpec, ModelSpec, PromptSpec, TrainSpec
 from upft.stages import Host, train
-from upft.store import Hasher, canonical
 
 
 @pytest.fixture

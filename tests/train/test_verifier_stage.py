@@ -17,14 +17,14 @@ import torch
 from upft import models, scoring
 from upft.choices import Precision, Reduction
 from upft.console import Console
+from upft.hashing import Hasher
 from upft.ledger import Ledger
 from upft.machine import ComputeConfig, TrackerConfig
-from upft.plan import model_ref
+from upft.origins import model_ref
 from upft.prefix import Row, write_rows
 from upft.sampler import EnginePool
 from upft.specs import LoraSpec, ModelSpec, ReferenceSpec, TrainSpec
 from upft.stages import Host, reference, train
-from upft.store import Hasher
 
 ROOT = Path(__file__).parent.parent.parent
 

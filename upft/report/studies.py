@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from upft.analyses import branching, consistency, divergences
+from upft.hashing import digest
 from upft.report import analyses, curves, panels
 from upft.report import wording as w
 from upft.report.analyses import Section
 from upft.report.figures import Drawn, drawn, styled
 from upft.report.settings import Looked, Setting, without_seeds
 from upft.report.table import Table
-from upft.store import digest
 
 ALONE = ("consistency", "errors")
 """Analyses of the base model alone."""

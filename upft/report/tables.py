@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from upft.report import paper
 from upft.report import wording as w
-from upft.report.settings import AGAINST, Base, Case, Setting, TaskFound, bases, shares
+from upft.report.costs import AGAINST, shares
+from upft.report.settings import Base, Case, Setting, TaskFound, bases
 from upft.report.table import Cell, Column, Row, Table, estimate, number, word
 
 UNSUPERVISED, SUPERVISED = ("SFT", "UPFT"), ("RFT", "V-STaR", "UPFT", "UPFT + label filter")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from upft import adapters
 from upft import config as c
 from upft.errors import EngineError, ModelError
-from upft.plan import resolve_engine
+from upft.origins import resolve_engine
 from upft.specs import HubRef, SamplingSpec
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from upft import adapters, card, checkpoint, fit, ledger, models, prefix, ranks, scoring, tracking, wandb_run
 from upft.choices import Style
 from upft.console import Console
+from upft.hashing import canonical
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.ranks import World
 from upft.specs import TrainSpec
 from upft.stages import Host
-from upft.store import PARTIAL, RESUME, canonical
+from upft.store import PARTIAL, RESUME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
