@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from upft import closing, door, local, mirror, multirun, pipeline, sbatch, slurm
+from upft import closing, door, local, mirror, multirun, pipeline, provenance, sbatch, slurm
 from upft.attempt import Attempt
 from upft.board import Board, show_plan
 from upft.choices import Accelerator
@@ -47,7 +47,7 @@ def one(config: Config) -> None:
     if config.compute.slurm is None:
         pipeline.main(config)
     else:
-        launch([config], [Cell("the cell", plan(config))], Console(config.run.console))
+        launch([config], [Cell("the cell", plan(config), provenance.command())], Console(config.run.console))
 
 
 def sweep(context: HydraContext, master: DictConfig, overrides: Sequence[Sequence[str]], to_slurm: bool) -> None:
@@ -92,7 +92,7 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
         held = covered(distinct(cell.plan for cell in cells))
         for config, cell in zip(configs, cells, strict=True):
             sources = {held[stage.key].key: held[stage.key] for stage in cell.plan.stages if stage.key in held}
-            pipeline.main(config, console, tuple(sources.values()))
+            pipeline.main(config, console, tuple(sources.values()), cell.command)
         if not first.plan and one_store:
             page(told, cells, Store(first.run.store), first.tracker, console)
         return
@@ -106,6 +106,8 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
                           "when they are done, run the cell's own command without SLURM: all is there, it only exports")
     store = Store(first.run.store)
     store.prepare()
+    for cell in cells:
+        store.note_command(cell.plan.report.key, cell.command)
     if first.run.repair:
         for stage in distinct(cell.plan for cell in cells):
             pipeline.look(stage, store, console, repair=True)

@@ -8,12 +8,13 @@ is refused by name and nothing is started.
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 
-from upft import composition, door
+from upft import composition, door, redaction
 from upft.config import Config
 from upft.errors import ConfigError
 from upft.hashing import Hasher
@@ -22,6 +23,10 @@ from upft.submission import Cell
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext
+
+
+SWEEPS_OWN = ("hydra", "plan=", "compute.parallel=", "compute.wait=", "compute.retry=")
+"""How overrides begin that do nothing for a single cell."""
 
 
 class Composer:
@@ -76,7 +81,14 @@ def configs(context: HydraContext, master: DictConfig, overrides: Sequence[Seque
 def cells(found: Sequence[Config], overrides: Sequence[Sequence[str]]) -> list[Cell]:
     """The cells' plans, files hashed once. A cell is named by what sets it apart. Raises as `plan` does."""
     hasher = Hasher()
-    return [Cell(name, plan(config, hasher)) for config, name in zip(found, names(overrides), strict=True)]
+    return [Cell(name, plan(config, hasher), command(one))
+            for config, name, one in zip(found, names(overrides), overrides, strict=True)]
+
+
+def command(overrides: Sequence[str]) -> str:
+    """What makes a cell alone: its overrides without those that only a sweep heeds, and without secrets."""
+    kept = [word for word in overrides if not word.lstrip("+~").startswith(SWEEPS_OWN)]
+    return shlex.join(["python", "run.py", *redaction.command(kept)])
 
 
 def names(overrides: Sequence[Sequence[str]]) -> list[str]:

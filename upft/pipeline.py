@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from upft import export, mirror, shards
+from upft import export, mirror, provenance, shards
 from upft.config import Config
 from upft.console import Console
 from upft.errors import StoreError
@@ -26,7 +26,7 @@ from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import Plan, Stage, plan
 from upft.shards import Job, Shard
 from upft.sharing import DRAWN, relatives
-from upft.specs import BranchSpec, EvaluateSpec, JudgeSpec, SampleSpec
+from upft.specs import BranchSpec, EvaluateSpec, JudgeSpec, ReportSpec, SampleSpec
 from upft.store import PARTIAL, Artifact, Corrupt, Store
 from upft.submission import closure
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 MARK = {True: "[green]done[/]", False: "[cyan]hit[/] "}
 
 
-def main(config: Config, console: Console | None = None, sources: tuple[Stage, ...] = ()) -> Path | None:
+def main(config: Config, console: Console | None = None, sources: tuple[Stage, ...] = (), command: str = "") -> Path | None:
     """Run one cell and return its report's folder; with config.plan only show it (None). sources: samplings of other cells
-    that hold all that one of this cell's would draw, to run first."""
+    that hold all that one of this cell's would draw, to run first. command: what makes the cell, as it is typed."""
     console = console or Console(config.run.console)
     cell = plan(config, Hasher())
     store = Store(config.run.store)
@@ -50,6 +50,7 @@ def main(config: Config, console: Console | None = None, sources: tuple[Stage, .
         return None
     target = export.look(config, cell)
     store.prepare()
+    store.note_command(cell.report.key, command)
     mirror.remember(store, config, cell)
     earlier = {stage.key: stage for source in sources for stage in closure(source).stages}
     whole = Plan(tuple((earlier | {stage.key: stage for stage in cell.stages}).values()))
@@ -120,7 +121,8 @@ def _build(job: Job, inputs: Mapping[str, Path], store: Store, compute: ComputeC
                        share=job.share if isinstance(job, Shard) else None)
         _run(stage, inputs, out, host)
 
-    artifact, built = store.build(job.name, job.key, job.identity, make, on_wait=partial(_waiting, console, job))
+    artifact, built = store.build(job.name, job.key, job.identity, make, on_wait=partial(_waiting, console, job),
+                                  command=_command(stage, store))
     _tell(console, job, built, time.monotonic() - began)
     if store.path(stage.name, stage.key).is_dir():  # also where a shard comes after the stage: nobody would take it up
         for folder in _shards(stage, store):
@@ -146,7 +148,13 @@ def _host(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerCo
             continue
         if found is not None:
             whole.append(found.path)
-    return Host(compute, tracker, console, engines, partial(_related, store), shards=whole)
+    return Host(compute, tracker, console, engines, partial(_related, store), shards=whole,
+                command=_command(stage, store) or provenance.command())
+
+
+def _command(stage: Stage, store: Store) -> str | None:
+    """What makes a whole cell, where it is noted: its report's own command may be a job's, or a sweep's."""
+    return store.command(stage.key) if isinstance(stage.spec, ReportSpec) else None
 
 
 def _shards(stage: Stage, store: Store) -> list[Path]:

@@ -34,6 +34,8 @@ PARTIAL = ".partial"
 """Ends the name of a folder that is being filled."""
 RESUME = "resume"
 """Folder in which a stage keeps what it can go on from. While it is there, what a dead builder left is not wiped."""
+COMMANDS = ".commands"
+"""Folder of what makes an artifact, KEY.txt."""
 CHECKED_IN_FULL = 64 * 2**20
 """Files up to this many bytes are hashed whenever an artifact is opened; larger ones are checked by size."""
 LOOK_AFTER_S = 15.0
@@ -127,9 +129,25 @@ class Store:
         except Timeout:
             pass
 
+    def note_command(self, key: str, command: str) -> None:
+        """Keep the command that makes an artifact and what it is made from, for whoever builds it; an empty one is none."""
+        if not command:
+            return
+        file = self.root / COMMANDS / f"{key}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(command + "\n", encoding="utf-8")
+
+    def command(self, key: str) -> str | None:
+        """The command noted for an artifact."""
+        try:
+            return (self.root / COMMANDS / f"{key}.txt").read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
     def build(self, stage: str, key: str, identity: Mapping[str, Any], make: Callable[[Path], None],
-              on_wait: Callable[[str], None] = lambda who: None) -> tuple[Artifact, bool]:
-        """(artifact, built): the artifact from the store, or made by `make(folder)` and put there.
+              on_wait: Callable[[str], None] = lambda who: None, command: str | None = None) -> tuple[Artifact, bool]:
+        """(artifact, built): the artifact from the store, or made by `make(folder)` and put there. command: what makes it, null
+        = what was typed.
 
         While another process builds the same one this waits (calling `on_wait` once with its name) and then
         takes the hit. What `make` raises leaves no artifact behind.
@@ -156,7 +174,7 @@ class Store:
             try:
                 shutil.rmtree(work / RESUME, ignore_errors=True)
                 _write_json(work / "spec.json", dict(identity))
-                _write_json(work / "provenance.json", provenance(started))
+                _write_json(work / "provenance.json", provenance(started) | ({} if command is None else {"command": command}))
                 _write_json(work / MANIFEST, _manifest(work))
                 _sync(work)
                 os.rename(work, final)

@@ -23,10 +23,11 @@ ON_GPU = frozenset({"sample", "train", "evaluate", "judge", "reference", "verify
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment of a sweep. name: what sets it apart from the others."""
+    """One experiment of a sweep. name: what sets it apart from the others; command: what makes it alone, as it is typed."""
 
     name: str
     plan: Plan
+    command: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,27 @@ def test_side_by_side_is_the_serial_run(tmp_path):
     assert "2/2" in listed.stdout
     again = run(tmp_path / "both", *cells, "compute.parallel=2")
     assert ", 11 in the store, 0 under way, 0 to be made" in again.stdout
+    one = subprocess.run([sys.executable, str(ROOT / "run.py"), "prefix.len=4", *SMALL, "sample.max_tokens=8", "eval.limit=8",
+                          f"run.store={tmp_path / 'serial'}"], capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert one.returncode == 0, one.stderr
+    assert "hit  train" in one.stdout
+    for side, count in (("serial", 3), ("both", 2)):
+        repeatable(tmp_path / side, count)
+
+
+def repeatable(store: Path, count: int) -> None:
+    """The command on each cell's page makes that cell and no other: not its training's, nor a job's, nor all of a sweep."""
+    pages = sorted(store.glob("report/*/report.md"))
+    assert len(pages) == count
+    for page in pages:
+        [line] = [line for line in page.read_text().splitlines() if line.startswith("    python ")]
+        words = shlex.split(line)
+        assert words[:2] == ["python", "run.py"]
+        shown = subprocess.run([sys.executable, str(ROOT / "run.py"), *words[2:], "plan=true"], capture_output=True, text=True,
+                               cwd=ROOT, timeout=100)
+        assert shown.returncode == 0, shown.stderr
+        assert page.parent.name in shown.stdout, line
+        assert json.loads((page.parent / "provenance.json").read_text())["command"] == line.strip()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,6 +47,14 @@ def test_composed_as_hydra_does(context, compose):
 def test_parsed_as_one_by_one(context, compose):
     good = [cell for cell in CELLS if not cell[0].startswith("~")]
     assert multirun.configs(*context, good) == [composition.parse(compose(*cell)) for cell in good]
+
+
+def test_a_cells_command_is_its_own_overrides():
+    cell = ["hydra/launcher=slurm", "+hydra.job.num=1", "sweep=tiny_prefix_length", "prefix.suffix='a b'", "compute.parallel=2",
+            "++compute.wait=true", "compute.parallelism=3", "+x.token=abc", "seed=1"]
+    assert shlex.split(multirun.command(cell)) == [
+        "python", "run.py", "sweep=tiny_prefix_length", "prefix.suffix='a b'", "compute.parallelism=3", "+x.token=REDACTED",
+        "seed=1"]
 
 
 @pytest.mark.parametrize(("bad", "names"), [

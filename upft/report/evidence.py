@@ -136,6 +136,8 @@ class Evidence:
     """Of the model's tokenizer, where the training's artifact holds it."""
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name -> summary of each analysis asked for."""
+    command: str | None = None
+    """What makes the cell, as a person types it."""
 
     @property
     def train_seed(self) -> int:

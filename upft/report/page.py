@@ -68,17 +68,8 @@ def policy() -> str:
     return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
-def repeat(evidence: Evidence) -> str | None:
-    """The command that trained the model, as its artifact notes it."""
-    for record in evidence.stages:
-        if record.role == "train" and record.provenance.get("command"):
-            return str(record.provenance["command"])
-    return None
-
-
 def as_markdown(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str, Drawn], tables: Sequence[Table]) -> str:
     """report.md: findings, tables, figures, what was trained on, where it is from."""
-    command = repeat(evidence)
     stages = "".join(f"| {markdown.escaped(one['label'])} | {one['key']} | {one['finished']} | {one['host']} | {one['git']} |\n"
                      for one in (_made(record) for record in evidence.stages))
     parts = [f"# {markdown.escaped(results['title'])}\n",
@@ -90,7 +81,7 @@ def as_markdown(results: Mapping[str, Any], evidence: Evidence, figures: Mapping
                                          for name, value in _facts(results["training"])),
              f"### Provenance\n\n| stage | artifact | finished, UTC | host | commit |\n|---|---|---|---|---|\n{stages}",
              "".join(f"- {name}: {markdown.escaped(value)}\n" for name, value in versions([found_versions(evidence.stages)])),
-             f"How to repeat it:\n\n    {command}\n" if command else ""]
+             f"How to repeat it:\n\n    {evidence.command}\n" if evidence.command else ""]
     return "\n".join(part for part in parts if part)
 
 
@@ -113,7 +104,7 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
         made=[_made(record) for record in evidence.stages], versions=versions([found_versions(evidence.stages)]), shorten=rest,
         beside=[table for table in tables if any(row.kind == "paper" for row in table.rows)], marks=MARKS,
-        command=repeat(evidence), script=Markup(script()), policy=policy(),
+        command=evidence.command, script=Markup(script()), policy=policy(),
     )
 
 

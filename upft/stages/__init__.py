@@ -37,6 +37,8 @@ class Host:
     """Draw this share of the stage's questions and no more: the job is a shard."""
     shards: Sequence[Path] = ()
     """Finished shards of the stage."""
+    command: str | None = None
+    """What a person types to have the stage and all it needs."""
 
     @property
     def gpus(self) -> int:
