@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ from upft.locks import NamedLock
 from upft.provenance import provenance
 from upft.store import RESUME, Corrupt, Store
 
+ROOT = Path(__file__).parent.parent
 IDENTITY = {"stage": "sample", "spec": {"n": 1}}
 
 BUILDER = """
@@ -275,3 +277,26 @@ def test_a_suffix_in_chinese_where_the_locale_is_not_utf8(tmp_path):
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=plain, capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n", done.stderr
+
+
+def localised(source: str) -> list[int]:
+    """Lines that open a file as text in the locale's encoding. (Ruff's PLW1514 sees few of them: it must know a path's type.)"""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name not in ("read_text", "write_text", "open") or ast.unparse(node.func) == "os.open":
+            continue
+        modes = [*node.args[not method:][:1], *(word.value for word in node.keywords if word.arg == "mode")]
+        if name != "open" or all(isinstance(mode, ast.Constant) and "b" not in str(mode.value) for mode in modes):
+            found.append(node.lineno)
+    return found
+
+
+def test_no_file_is_opened_in_the_locales_encoding():
+    assert localised('p.read_text()\nopen("x")\nopen("x", "rb")\np.open("w")\np.open(mode="wb")\n'
+                     'p.open("w", encoding="utf-8")\nos.open(p, 0)\n(a / "b").write_text("")') == [1, 2, 4, 8]
+    files = [*(ROOT / "upft").rglob("*.py"), *(ROOT / "hydra_plugins").glob("*.py"), ROOT / "run.py"]
+    assert {str(file.relative_to(ROOT)): lines for file in files if (lines := localised(file.read_text(encoding="utf-8")))} == {}
