@@ -280,7 +280,7 @@ def test_a_suffix_in_chinese_where_the_locale_is_not_utf8(tmp_path):
 
 
 def localised(source: str) -> list[int]:
-    """Lines that open a file as text in the locale's encoding. (Ruff's PLW1514 sees few of them: it must know a path's type.)"""
+    """Lines that open a file as text in the locale's encoding. (Ruff's PLW1514 sees few: it must know a path's type.)"""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
@@ -299,4 +299,5 @@ def test_no_file_is_opened_in_the_locales_encoding():
     assert localised('p.read_text()\nopen("x")\nopen("x", "rb")\np.open("w")\np.open(mode="wb")\n'
                      'p.open("w", encoding="utf-8")\nos.open(p, 0)\n(a / "b").write_text("")') == [1, 2, 4, 8]
     files = [*(ROOT / "upft").rglob("*.py"), *(ROOT / "hydra_plugins").glob("*.py"), ROOT / "run.py"]
-    assert {str(file.relative_to(ROOT)): lines for file in files if (lines := localised(file.read_text(encoding="utf-8")))} == {}
+    found = {str(file.relative_to(ROOT)): localised(file.read_text(encoding="utf-8")) for file in files}
+    assert {file: lines for file, lines in found.items() if lines} == {}
