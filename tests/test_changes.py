@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WEIGHTS
 
 from upft import hashing, pipeline, shards
 from upft.console import Console
@@ -20,6 +19,7 @@ from upft.hashing import Hasher
 from upft.plan import Stage, plan
 from upft.store import RESUME, Corrupt, Store
 
+WEIGHTS = Path(pipeline.__file__).parent / "toy" / "weights"
 QUIET = Console(quiet=True)
 ENGINES = ["sample.engine=transformers", "eval.engine=transformers", "data=jsonl", "data.name=q"]
 
