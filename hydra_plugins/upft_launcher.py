@@ -17,6 +17,18 @@ class CellSweeper(BasicSweeper):
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Left to the launcher."""
 
+    def sweep(self, arguments: list[str]) -> Any:
+        """Hydra's, which writes into the store (`hydra.sweep.dir`) before anybody has looked whether it can be written. Raises
+        StoreError where that is what went wrong."""
+        try:
+            return super().sweep(arguments)
+        except OSError:
+            from upft.store import Store
+
+            assert self.config is not None
+            Store(self.config.run.store).prepare()
+            raise
+
 
 class CellLauncher(Launcher):
     """Hands all cells of a multirun to `upft.launcher` at once."""

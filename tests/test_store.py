@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ast
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from upft.errors import StoreError
 from upft.hashing import canonical, digest
+from upft.locks import NamedLock
 from upft.provenance import provenance
-from upft.store import Corrupt, Store
+from upft.store import RESUME, Corrupt, Store
 
+ROOT = Path(__file__).parent.parent
 IDENTITY = {"stage": "sample", "spec": {"n": 1}}
 
 BUILDER = """
@@ -163,3 +168,136 @@ def test_canonical_form_is_strict():
 def test_provenance_tells_the_command(argv: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", argv)
     assert provenance(0.0)["command"] == told
+
+
+PAID = "finished.jsonl"
+
+
+@pytest.mark.parametrize("death", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("at", ["_write_json", "_manifest", "_sync", "os.rename"])
+def test_what_was_paid_for_outlives_a_death_at_the_very_end(store, monkeypatch, death, at):
+    """Between the stage's end and the artifact's name nothing is lost; afterwards nothing of it is left."""
+    drawn = []
+
+    def make(out: Path) -> None:
+        (out / RESUME).mkdir(exist_ok=True)
+        if not (out / RESUME / PAID).exists():
+            drawn.append("all")
+            (out / RESUME / PAID).write_text("paid for")
+        (out / "samples.jsonl").write_text("x")
+
+    def dies(*_: object) -> None:
+        raise death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"upft.store.{at}", dies)
+        with pytest.raises((KeyboardInterrupt, StoreError)):
+            store.build("sample", "k", IDENTITY, make)
+    assert store.find("sample", "k") is None
+    artifact, built = store.build("sample", "k", IDENTITY, make)
+    assert built
+    assert drawn == ["all"]
+    assert sorted(p.name for p in artifact.path.iterdir()) == [
+        "manifest.json", "provenance.json", "samples.jsonl", "spec.json"]
+    assert sorted(json.loads((artifact.path / "manifest.json").read_text())) == [
+        "provenance.json", "samples.jsonl", "spec.json"]
+
+
+def test_a_builder_that_dies_after_the_rename_leaves_a_whole_artifact(store):
+    """What it went on from is still there: no part of the artifact, and gone with the next hit."""
+    artifact, _ = build(store)
+    (artifact.path / RESUME).mkdir()
+    (artifact.path / RESUME / PAID).write_text("paid for")
+    assert store.find("sample", "k") is not None
+    assert not build(store)[1]
+    assert not (artifact.path / RESUME).exists()
+
+
+def test_set_aside_by_two_at_once(store):
+    """The second one finds it gone, or whole again, and touches nothing."""
+    artifact, _ = build(store)
+    assert store.set_aside("sample", "k") is None, "it is whole"
+    (artifact.path / "data.txt").write_text("dato")
+    assert store.set_aside("sample", "k") is not None
+    assert store.set_aside("sample", "k") is None
+    assert build(store)[1]
+
+
+def test_a_holder_held_up_before_it_has_written_its_name_is_not_taken_over(store, monkeypatch):
+    """The name of a job that ended long ago lies beside a free lock: it is not the new holder's."""
+    monkeypatch.setattr("upft.slurm.ended", lambda job: True)
+    monkeypatch.setattr("upft.locks.LOOK_AFTER_S", 0.1)
+    (store.root / ".locks" / "sample-k.holder").write_text("process 1 on n1, job 5.0")
+    inside, most, write = [], [], Path.write_text
+
+    def slow(self: Path, *args: object, **kwargs: object) -> int:
+        if self.suffix == ".holder":
+            time.sleep(0.8)  # a file server under load
+        return write(self, *args, **kwargs)
+
+    def make(out: Path) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.8)
+        inside.pop()
+
+    monkeypatch.setattr(Path, "write_text", slow)
+    with ThreadPoolExecutor(3) as pool:
+        made = [pool.submit(Store(store.root).build, "sample", "k", IDENTITY, make) for _ in range(3)]
+    assert sorted(one.result()[1] for one in made) == [False, False, True]
+    assert most == [1]
+    assert not (store.root / ".locks" / "sample-k.holder").exists(), "a name outlives no lock"
+
+
+def test_a_dead_jobs_lock_is_taken_over_once_and_a_living_ones_never(store, monkeypatch):
+    """The lock is held throughout, as a file server does for a client that is gone."""
+    monkeypatch.setattr("upft.locks.LOOK_AFTER_S", 0.1)
+    over: list[str] = []
+    monkeypatch.setattr("upft.slurm.ended", lambda job: job in over)
+    gone, waited, built = NamedLock(store.root / ".locks" / "sample-k.lock"), [], []
+    assert gone.take()
+    (store.root / ".locks" / "sample-k.holder").write_text("process 1 on n1, job 5.0")
+    with ThreadPoolExecutor(3) as pool:
+        made = [pool.submit(Store(store.root).build, "sample", "k", IDENTITY, lambda out: built.append(out), waited.append)
+                for _ in range(3)]
+        time.sleep(1.0)
+        assert waited == ["process 1 on n1, job 5.0"] * 3
+        assert not built
+        over.append("5.0")
+    assert sorted(one.result()[1] for one in made) == [False, False, True]
+    assert len(built) == 1
+    gone.release()
+
+
+def test_a_suffix_in_chinese_where_the_locale_is_not_utf8(tmp_path):
+    script = ("from upft.store import Store\nimport locale, sys\nassert locale.getpreferredencoding(False) != 'UTF-8'\n"
+              "store = Store(sys.argv[1]); store.prepare()\n"
+              "print(store.build('sample', 'k', {'spec': {'suffix': '\\u5148'}}, lambda out: None)[0].json('spec.json') == "
+              "{'spec': {'suffix': '\\u5148'}})")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=plain, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+
+
+def localised(source: str) -> list[int]:
+    """Lines that open a file as text in the locale's encoding. (Ruff's PLW1514 sees few: it must know a path's type.)"""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name not in ("read_text", "write_text", "open") or ast.unparse(node.func) == "os.open":
+            continue
+        modes = [*node.args[not method:][:1], *(word.value for word in node.keywords if word.arg == "mode")]
+        if name != "open" or all(isinstance(mode, ast.Constant) and "b" not in str(mode.value) for mode in modes):
+            found.append(node.lineno)
+    return found
+
+
+def test_no_file_is_opened_in_the_locales_encoding():
+    assert localised('p.read_text()\nopen("x")\nopen("x", "rb")\np.open("w")\np.open(mode="wb")\n'
+                     'p.open("w", encoding="utf-8")\nos.open(p, 0)\n(a / "b").write_text("")') == [1, 2, 4, 8]
+    files = [*(ROOT / "upft").rglob("*.py"), *(ROOT / "hydra_plugins").glob("*.py"), ROOT / "run.py"]
+    found = {str(file.relative_to(ROOT)): localised(file.read_text(encoding="utf-8")) for file in files}
+    assert {file: lines for file, lines in found.items() if lines} == {}

@@ -72,7 +72,7 @@ def save(model: PreTrainedModel, out: Path, source: Path | HubRef | None) -> Non
     }
     out.mkdir(parents=True, exist_ok=True)
     save_file(weights, out / WEIGHTS, {"format": "pt"})
-    (out / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    (out / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if source is not None:
         models.copy_published(source, out, weights=False)
 
@@ -156,7 +156,7 @@ def rank(folder: Path) -> int:
         raise ModelError(f"{folder} is no adapter: it needs {CONFIG} and {WEIGHTS}",
                          "give a folder that PEFT has written (safetensors)")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 0)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{folder / CONFIG} is no LoRA configuration: {error!r}", "mend that file") from error

@@ -84,12 +84,13 @@ class Facts:
 
 def of_training(spec: TrainSpec, rows: Path, trained: Path) -> Facts:
     """The facts in the artifact `rows` and in the folder of a training, which may lack its provenance still."""
-    build = json.loads((rows / "spec.json").read_text())["spec"]
+    build = json.loads((rows / "spec.json").read_text(encoding="utf-8"))["spec"]
     made = trained / "provenance.json"
-    provenance = json.loads(made.read_text()) if made.is_file() else made_by.provenance(time.time())
+    provenance = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else made_by.provenance(time.time())
     costs = [(title, Ledger.read(folder)) for title, folder in (("build rows", rows), ("train", trained))
              if (folder / LEDGER).is_file()]
-    return Facts(spec, build, json.loads((rows / "rows.json").read_text()), json.loads((trained / "train.json").read_text()),
+    return Facts(spec, build, json.loads((rows / "rows.json").read_text(encoding="utf-8")),
+                 json.loads((trained / "train.json").read_text(encoding="utf-8")),
                  tuple(costs), {"build": build, "train": canonical(spec)}, provenance["versions"], provenance["git"],
                  license_of(spec.model.source))
 
@@ -101,7 +102,7 @@ def write(folder: Path, facts: Facts) -> None:
 
 def write_verifier(folder: Path, spec: TrainSpec, pairs: Path, summary: Mapping[str, Any]) -> None:
     """Write the card of a verifier: it ranks solutions and writes none. pairs: the artifact it was trained on."""
-    source, made = spec.model.source, json.loads((pairs / "pairs.json").read_text())
+    source, made = spec.model.source, json.loads((pairs / "pairs.json").read_text(encoding="utf-8"))
     base = f"[{source.id}](https://huggingface.co/{source.id}/tree/{source.revision})" if isinstance(source, HubRef) else (
         f"a model in a local folder (SHA-256 of its files `{source.sha256}`)")
     licence = license_of(source)

@@ -118,7 +118,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Ma
         _write_rank(work, tensors, own or {}, rank, world)
         barrier()
         if rank == 0:
-            (work / STATE).write_text(text)
+            (work / STATE).write_text(text, encoding="utf-8")
             _write_manifest(work, step, world)
             if final.exists():  # damaged, else the run would have gone on from it; until the next line it still counts
                 os.rename(final, _free(final.with_name(final.name + ".old")))
@@ -195,7 +195,7 @@ def _write_rank(work: Path, tensors: Mapping[str, torch.Tensor], own: Mapping[st
         finish()
         report = {"files": {file: done.result() for file, done in sums.items()},
                   "tensors": {name: asdict(entry) for name, entry in entries.items()}}
-    (work / f"rank-{rank}-of-{world}.json").write_text(json.dumps(report))
+    (work / f"rank-{rank}-of-{world}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 def _write_manifest(work: Path, step: int, world: int) -> None:
@@ -204,7 +204,7 @@ def _write_manifest(work: Path, step: int, world: int) -> None:
     entries: dict[str, Any] = {}
     for rank in range(world):
         listed = work / f"rank-{rank}-of-{world}.json"
-        report = json.loads(listed.read_text())
+        report = json.loads(listed.read_text(encoding="utf-8"))
         listed.unlink()
         files |= report["files"]
         for name, entry in report["tensors"].items():
@@ -213,7 +213,7 @@ def _write_manifest(work: Path, step: int, world: int) -> None:
         if sum(piece["rows"] for piece in entry["pieces"]) != (entry["shape"][0] if entry["shape"] else 1):
             raise StoreError(f"the ranks do not hold all rows of {name} between them", "this is a defect; please report it")
     body = {"format": FORMAT, "step": step, "files": files, "tensors": entries}
-    (work / MANIFEST).write_text(json.dumps({"sha256": digest(body), "body": body}))
+    (work / MANIFEST).write_text(json.dumps({"sha256": digest(body), "body": body}), encoding="utf-8")
     _sealed(work / MANIFEST)
     _sync_folder(work)
 
@@ -221,7 +221,7 @@ def _write_manifest(work: Path, step: int, world: int) -> None:
 def _open(path: Path, check: bool) -> Checkpoint:
     """Raises StoreError for what is damaged; with `check`, every file is read."""
     with _reading(path):
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         body = manifest["body"]
         if digest(body) != manifest["sha256"]:
             raise ValueError(f"{MANIFEST} has other contents than were written")
@@ -232,7 +232,7 @@ def _open(path: Path, check: bool) -> Checkpoint:
                 raise ValueError(f"{file} has other contents than were written")
         entries = {name: Entry(e["dtype"], tuple(e["shape"]), tuple(Piece(**piece) for piece in e["pieces"]))
                    for name, e in body["tensors"].items()}
-        return Checkpoint(path, body["step"], json.loads((path / STATE).read_text()), entries)
+        return Checkpoint(path, body["step"], json.loads((path / STATE).read_text(encoding="utf-8")), entries)
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:

@@ -62,7 +62,7 @@ def look(config: Config, cell: Plan) -> Target | None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         probe = folder.with_name(f".{folder.name}.probe")
-        probe.write_text("")
+        probe.write_text("", encoding="utf-8")
         probe.unlink()
     except OSError as error:
         raise StoreError(f"{what} cannot be written: {error.strerror}", "give another folder") from error
@@ -91,7 +91,7 @@ def write(target: Target, cell: Plan, artifacts: Mapping[str, Artifact], store: 
             files = {str(p.relative_to(work)): p.stat().st_size for p in sorted(work.rglob("*"))
                      if p.is_file() and p.name != card.FILE}  # a card may be edited
             mark = {"report": cell.report.key, "train": train.key, "files": files}
-            (work / MARK).write_text(json.dumps(mark, indent=1) + "\n")
+            (work / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
             if _mark(folder).get("report") != cell.report.key:  # else another process has just done the same
                 work.rename(folder)
         except OSError as error:
@@ -103,7 +103,7 @@ def write(target: Target, cell: Plan, artifacts: Mapping[str, Artifact], store: 
 
 def _mark(folder: Path) -> dict[str, Any]:
     try:
-        mark = json.loads((folder / MARK).read_text())
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return mark if isinstance(mark, dict) and isinstance(mark.get("files"), dict) else {}

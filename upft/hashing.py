@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -43,19 +44,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+SETTLED_NS = 2 * 10**9
+"""A file younger than this may change again without its time telling: the clocks of file systems tick as slowly as that."""
+
+
 class Hasher:
-    """Content hashes of input files, each file read once a process."""
+    """Content hashes of input files, each read once while its size and time stay as they are."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], str] = {}
 
     def file(self, path: Path) -> str:
         """SHA-256 of one file."""
-        stat = path.stat()
-        seen = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        if seen not in self._known:
-            self._known[seen] = file_sha256(path)
-        return self._known[seen]
+        seen, now = _seen(path), time.time_ns()
+        if seen in self._known:
+            return self._known[seen]
+        found = file_sha256(path)
+        if abs(now - seen[2]) > SETTLED_NS and _seen(path) == seen:
+            self._known[seen] = found
+        return found
 
     def files(self, paths: Iterable[Path]) -> str:
         """One SHA-256 over several files: names (only where there are several) and contents."""
@@ -63,3 +70,12 @@ class Hasher:
         if len(ordered) == 1:
             return self.file(ordered[0])
         return digest([[p.name, self.file(p)] for p in ordered])
+
+
+SHARED = Hasher()
+"""This process's own: what was hashed to plan is not read again to see whether it is still the same."""
+
+
+def _seen(path: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns

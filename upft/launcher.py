@@ -81,6 +81,8 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
                replace(one, tracker=replace(one.tracker, group=f"sweep-{sweep_id}")) for one in configs]
     first = configs[0]
     if not first.plan:
+        for root in {config.run.store for config in configs}:
+            Store(root).prepare()  # before anything is written there
         for config, cell in zip(configs, cells, strict=True):
             mirror.remember(Store(config.run.store), config, cell.plan, cell.name if len(cells) > 1 else None, sweep_id)
     told = Sweep(sweep_id, [sys.executable, *sys.argv], str(Path.cwd()), now(), "", {c.name: c.plan.report.key for c in cells})
@@ -105,7 +107,6 @@ def launch(configs: Sequence[Config], cells: Sequence[Cell], console: Console) -
         raise ConfigError(f"run.export={first.run.export}: jobs do not export",
                           "when they are done, run the cell's own command without SLURM: all is there, it only exports")
     store = Store(first.run.store)
-    store.prepare()
     for cell in cells:
         store.note_command(cell.plan.report.key, cell.command)
     if first.run.repair:

@@ -60,12 +60,12 @@ class Ledger:
 
     def write(self, folder: Path) -> None:
         """Write ledger.json into an artifact."""
-        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Ledger:
         """Read ledger.json from an artifact."""
-        return cls(**json.loads((folder / FILE).read_text()))
+        return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
 
     def plus(self, other: Ledger) -> Ledger:
         """Sums of counts and times, the larger of the peaks."""

@@ -28,7 +28,7 @@ def bf16_is_fast() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     try:
-        described = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
     except OSError:
         return True
     flags = described.partition("flags")[2].partition("\n")[0].split()

@@ -105,14 +105,14 @@ def _once(run: str, label: str, state: Callable[[], str], told: Callable[[], Sto
     mark = store.root / FOLDER / "told" / f"{tracker.entity or 'default'}.{tracker.project}" / run
     try:
         now = state()
-        if mark.is_file() and mark.read_text() == now:
+        if mark.is_file() and mark.read_text(encoding="utf-8") == now:
             return
         mark.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(mark.with_suffix(".lock"), timeout=0):
-            if mark.is_file() and mark.read_text() == now:  # meanwhile another process has
+            if mark.is_file() and mark.read_text(encoding="utf-8") == now:  # meanwhile another process has
                 return
             if wandb_run.publish(tracker, told(), wandb_run.home(), console):
-                mark.write_text(now)
+                mark.write_text(now, encoding="utf-8")
     except Timeout:  # another process tells just now
         return
     except ConfigError:

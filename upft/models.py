@@ -263,7 +263,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         copy_published(source, out)
         return
     if generation is not None:
-        (out / "generation_config.json").write_text(generation.to_json_string())
+        (out / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
 
@@ -296,7 +296,7 @@ def _published_dtype(folder: Path) -> torch.dtype | None:
     import torch
     from safetensors import safe_open
 
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     named = config.get("dtype") or config.get("torch_dtype")
     if named is not None:
         return getattr(torch, str(named).removeprefix("torch."))

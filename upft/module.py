@@ -158,7 +158,7 @@ class PrefixModule(pl.LightningModule):
         file = self._folder / NONFINITE
         if self.trainer.is_global_zero:
             file.write_text(json.dumps({"step": step, "what": what, "losses": [x for rank in ranks for x in rank["losses"]],
-                                        "grad_norm": str(grad_norm), "question_ids": ids}, indent=1) + "\n")
+                                        "grad_norm": str(grad_norm), "question_ids": ids}, indent=1) + "\n", encoding="utf-8")
         raise TrainError(
             f"the {what} of step {step} is not a finite number; questions {', '.join(ids[:3])}"
             f"{f' and {len(ids) - 3} more' if len(ids) > 3 else ''} (all in {file})",

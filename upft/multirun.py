@@ -17,7 +17,6 @@ from omegaconf import DictConfig, open_dict
 from upft import composition, door, redaction
 from upft.config import Config
 from upft.errors import ConfigError
-from upft.hashing import Hasher
 from upft.plan import plan
 from upft.submission import Cell
 
@@ -80,8 +79,7 @@ def configs(context: HydraContext, master: DictConfig, overrides: Sequence[Seque
 
 def cells(found: Sequence[Config], overrides: Sequence[Sequence[str]]) -> list[Cell]:
     """The cells' plans, files hashed once. A cell is named by what sets it apart. Raises as `plan` does."""
-    hasher = Hasher()
-    return [Cell(name, plan(config, hasher), command(one))
+    return [Cell(name, plan(config), command(one))
             for config, name, one in zip(found, names(overrides), overrides, strict=True)]
 
 

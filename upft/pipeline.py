@@ -7,6 +7,7 @@ Everything cheap that can be wrong is looked at before the first stage spends an
 from __future__ import annotations
 
 import importlib
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,17 +18,16 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from upft import export, mirror, provenance, shards
+from upft import export, mirror, origins, provenance, shards
 from upft.config import Config
 from upft.console import Console
-from upft.errors import StoreError
-from upft.hashing import Hasher
+from upft.errors import DataError, StoreError
 from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import Plan, Stage, plan
 from upft.shards import Job, Shard
 from upft.sharing import DRAWN, relatives
 from upft.specs import BranchSpec, EvaluateSpec, JudgeSpec, ReportSpec, SampleSpec
-from upft.store import PARTIAL, Artifact, Corrupt, Store
+from upft.store import PARTIAL, RESUME, Artifact, Corrupt, Store
 from upft.submission import closure
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(config: Config, console: Console | None = None, sources: tuple[Stage, .
     """Run one cell and return its report's folder; with config.plan only show it (None). sources: samplings of other cells
     that hold all that one of this cell's would draw, to run first. command: what makes the cell, as it is typed."""
     console = console or Console(config.run.console)
-    cell = plan(config, Hasher())
+    cell = plan(config)
     store = Store(config.run.store)
     if config.plan:
         from upft import preview
@@ -116,10 +116,14 @@ def _build(job: Job, inputs: Mapping[str, Path], store: Store, compute: ComputeC
     stage, began = shards.whole(job), time.monotonic()
 
     def make(out: Path) -> None:
+        origins.check(stage.spec)  # a job may have waited for days
         on_begin()
         host = replace(_host(stage, store, compute, tracker, console, engines),
                        share=job.share if isinstance(job, Shard) else None)
-        _run(stage, inputs, out, host)
+        try:
+            _run(stage, inputs, out, host)
+        finally:
+            _check_again(stage, out)
 
     artifact, built = store.build(job.name, job.key, job.identity, make, on_wait=partial(_waiting, console, job),
                                   command=_command(stage, store))
@@ -130,6 +134,15 @@ def _build(job: Job, inputs: Mapping[str, Path], store: Store, compute: ComputeC
     if not isinstance(job, Shard):
         mirror.tell(stage, store, tracker, console)
     return artifact
+
+
+def _check_again(stage: Stage, out: Path) -> None:
+    """Raise DataError where an input has changed while the stage ran; what it made may then be of either content."""
+    try:
+        origins.check(stage.spec)
+    except DataError:
+        shutil.rmtree(out / RESUME, ignore_errors=True)
+        raise
 
 
 def _host(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerConfig, console: Console,
@@ -144,7 +157,8 @@ def _host(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerCo
         try:
             found = store.find(shards.ROOM, folder.name)
         except Corrupt as error:
-            console.warn(f"{error.what}; set aside as {store.set_aside(shards.ROOM, folder.name)}, drawing it again")
+            if (kept := store.set_aside(shards.ROOM, folder.name)) is not None:  # else another process has just done so
+                console.warn(f"{error.what}; set aside as {kept}, drawing it again")
             continue
         if found is not None:
             whole.append(found.path)
@@ -186,13 +200,16 @@ def _inputs(stage: Stage, store: Store) -> dict[str, Path]:
 def look(stage: Stage, store: Store, console: Console, repair: bool) -> Artifact | None:
     """The stage's artifact if it is whole. A corrupt one is set aside when `repair`, else raised."""
     try:
-        return store.find(stage.name, stage.key)
+        found = store.find(stage.name, stage.key)
     except Corrupt as error:
         if not repair:
             raise
-        kept = store.set_aside(stage.name, stage.key)
-        console.warn(f"{error.what}; set aside as {kept}, building it again")
+        if (kept := store.set_aside(stage.name, stage.key)) is not None:  # else another process has just done so
+            console.warn(f"{error.what}; set aside as {kept}, building it again")
         return None
+    if found is not None:
+        store.tidy(found)
+    return found
 
 
 def preflight(missing: list[Stage]) -> None:
@@ -200,6 +217,8 @@ def preflight(missing: list[Stage]) -> None:
 
     Raises DataError or ModelError exactly as the stage would, only hours earlier.
     """
+    for stage in missing:
+        origins.check(stage.spec)
     from upft import datasets
 
     # Before anything that needs torch, whose import takes seconds. Training questions may be many: the stage that samples

@@ -14,7 +14,7 @@ from typing import Any
 
 from upft import config as c
 from upft.choices import MethodName
-from upft.hashing import Hasher, canonical, digest
+from upft.hashing import SHARED, Hasher, canonical, digest
 from upft.inquiry import Inquiry
 from upft.method import VerifierConfig
 from upft.origins import model_ref, model_spec, questions_spec, resolve_engine
@@ -90,9 +90,9 @@ def plan(config: c.Config, hasher: Hasher | None = None) -> Plan:
     """The stages of one experiment.
 
     Raises ModelError or DataError when a named local folder or file is not there. Hub sources are not
-    touched: their pinned revision is their content.
+    touched: their pinned revision is their content. hasher: null = the process's own.
     """
-    return _Cell(config, hasher or Hasher()).plan()
+    return _Cell(config, hasher or SHARED).plan()
 
 
 class _Cell:

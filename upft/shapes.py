@@ -28,9 +28,9 @@ def read_shape(source: Path | HubRef) -> Shape | None:
         if isinstance(source, HubRef):
             from huggingface_hub import hf_hub_download
 
-            text = Path(hf_hub_download(source.id, "config.json", revision=source.revision)).read_text()
+            text = Path(hf_hub_download(source.id, "config.json", revision=source.revision)).read_text(encoding="utf-8")
         else:
-            text = (source / "config.json").read_text()
+            text = (source / "config.json").read_text(encoding="utf-8")
         return shape_of(json.loads(text))
     except Exception:  # a cost estimate is not worth failing for: no network, an unusual config
         return None

@@ -2,9 +2,8 @@
 
 Floor 1. An artifact is written in a temporary sibling and renamed, so that a folder under its final name is
 whole. A manifest of sizes and SHA-256 sums lies beside the data; a folder that disagrees with it is corrupt:
-named, and on request set aside. One builder at a time holds the artifact's lock; the operating system frees
-the lock of a builder that dies, so the next one takes over. Where it does not (a file server whose client is gone), a holder
-that was a SLURM job is taken over when SLURM says that the job is over. Knows nothing of what a stage does.
+named, and on request set aside. One builder at a time holds the artifact's lock (`upft.locks`); the next one takes over from
+one that dies. Knows nothing of what a stage does.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -22,24 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from upft import slurm
 from upft.errors import StoreError
 from upft.hashing import file_sha256
+from upft.locks import NamedLock
 from upft.provenance import provenance
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 """Ends the name of a folder that is being filled."""
 RESUME = "resume"
-"""Folder in which a stage keeps what it can go on from. While it is there, what a dead builder left is not wiped."""
+"""Folder in which a stage keeps what it can go on from. While it is there, what a dead builder left is not wiped; it goes when
+the artifact has its name, and is no part of it."""
 COMMANDS = ".commands"
 """Folder of what makes an artifact, KEY.txt."""
 CHECKED_IN_FULL = 64 * 2**20
 """Files up to this many bytes are hashed whenever an artifact is opened; larger ones are checked by size."""
-LOOK_AFTER_S = 15.0
-"""How often one that waits for a lock looks whether its holder still lives."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What a disk says that takes no more."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Artifact:
 
     def json(self, name: str) -> Any:
         """Contents of a JSON file in it."""
-        return json.loads((self.path / name).read_text())
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
 
 
 class Corrupt(StoreError):
@@ -70,7 +67,7 @@ class Store:
         try:
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
             probe = self.root / ".locks" / f".probe-{socket.gethostname()}-{os.getpid()}"
-            probe.write_text("")
+            probe.write_text("", encoding="utf-8")
             probe.unlink()
         except OSError as error:
             raise StoreError(f"run.store={self.root} cannot be written: {error.strerror}",
@@ -106,28 +103,41 @@ class Store:
             if path.parent.suffix == PARTIAL:
                 continue
             try:
-                identity = json.loads(path.read_text())
+                identity = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
             if _agrees(identity, like) and _problem(path.parent) is None:
                 found.append(Artifact(stage, path.parent.name, path.parent))
         return found
 
-    def set_aside(self, stage: str, key: str) -> Path:
-        """Move an artifact out of the way, keeping it; returns where it went."""
+    def set_aside(self, stage: str, key: str) -> Path | None:
+        """Move a corrupt artifact out of the way, keeping it; where it went. None where another process was faster: it is gone,
+        or whole again."""
+        path = self.path(stage, key)
+        if _problem(path) is None:
+            return None
         target = self.root / ".corrupt" / f"{stage}-{key}-{time.time_ns()}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(self.path(stage, key), target)
+        try:
+            os.rename(path, target)
+        except FileNotFoundError:
+            return None
         return target
+
+    def tidy(self, artifact: Artifact) -> None:
+        """Take away what a builder that died at the very end has left in a finished artifact."""
+        shutil.rmtree(artifact.path / RESUME, ignore_errors=True)
 
     def remove(self, stage: str, key: str) -> None:
         """Take an artifact away, or what a builder left of one. One that somebody is building stays."""
+        lock = self._named_lock(stage, key)
+        if not lock.take():
+            return
         try:
-            with FileLock(self.root / ".locks" / f"{stage}-{key}.lock", timeout=0):
-                shutil.rmtree(self.path(stage, key), ignore_errors=True)
-                shutil.rmtree(self.unfinished(stage, key), ignore_errors=True)
-        except Timeout:
-            pass
+            shutil.rmtree(self.path(stage, key), ignore_errors=True)
+            shutil.rmtree(self.unfinished(stage, key), ignore_errors=True)
+        finally:
+            lock.release()
 
     def note_command(self, key: str, command: str) -> None:
         """Keep the command that makes an artifact and what it is made from, for whoever builds it; an empty one is none."""
@@ -154,10 +164,12 @@ class Store:
         """
         found = self.find(stage, key)
         if found is not None:
+            self.tidy(found)
             return found, False
         with self._lock(stage, key, on_wait):
             found = self.find(stage, key)  # somebody may have finished it while we waited
             if found is not None:
+                self.tidy(found)
                 return found, False
             final = self.path(stage, key)
             work = self.unfinished(stage, key)
@@ -168,11 +180,10 @@ class Store:
             try:
                 make(work)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                if error.errno in FULL:
                     raise self._unwritable(stage, error) from error
                 raise
             try:
-                shutil.rmtree(work / RESUME, ignore_errors=True)
                 _write_json(work / "spec.json", dict(identity))
                 _write_json(work / "provenance.json", provenance(started) | ({} if command is None else {"command": command}))
                 _write_json(work / MANIFEST, _manifest(work))
@@ -181,62 +192,30 @@ class Store:
                 _sync_folder(final.parent)
             except OSError as error:
                 raise self._unwritable(stage, error) from error
-            return Artifact(stage, key, final), True
+            made = Artifact(stage, key, final)
+            self.tidy(made)  # not before it has its name: what was paid for is in there until then
+            return made, True
 
     def _unwritable(self, stage: str, error: OSError) -> StoreError:
         return StoreError(f"cannot write the {stage} artifact below run.store={self.root}: {error.strerror}",
                           "free some space or choose another folder with run.store=DIR, then run the same command")
 
+    def _named_lock(self, stage: str, key: str) -> NamedLock:
+        return NamedLock(self.root / ".locks" / f"{stage}-{key}.lock")
+
     @contextmanager
     def _lock(self, stage: str, key: str, on_wait: Callable[[str], None]) -> Iterator[None]:
-        lock_file = self.root / ".locks" / f"{stage}-{key}.lock"
-        holder_file = lock_file.with_suffix(".holder")
-        lock = FileLock(lock_file)
+        lock = self._named_lock(stage, key)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            on_wait(_text(holder_file) or "another process")
-            while not lock.is_locked:
-                try:
-                    lock.acquire(timeout=LOOK_AFTER_S)
-                except Timeout:
-                    lock = _taken_over(lock, lock_file, holder_file) or lock
-        job = slurm.own_job()
+            lock.wait(on_wait)
+        except OSError as error:
+            if error.errno in FULL:
+                raise self._unwritable(stage, error) from error
+            raise
         try:
-            holder_file.write_text(f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else ""))
             yield
         finally:
             lock.release()
-
-
-def _taken_over(lock: FileLock, lock_file: Path, holder_file: Path) -> FileLock | None:
-    """The lock, newly made, where its holder was a job that is over. One process at a time looks, and the holder is read
-    again by each, so that two cannot both take over from the same dead one."""
-    if not _dead(_text(holder_file)):
-        return None
-    try:
-        with FileLock(lock_file.with_suffix(".takeover"), timeout=0):
-            if not _dead(_text(holder_file)):
-                return None
-            lock_file.unlink(missing_ok=True)  # the dead one's lock goes with the file it is on
-            fresh = FileLock(lock_file)
-            fresh.acquire(timeout=0)
-            holder_file.write_text(f"process {os.getpid()} on {socket.gethostname()}, taking over")
-            return fresh
-    except Timeout:
-        return None
-
-
-def _dead(holder: str) -> bool:
-    found = re.search(r", job (\d+\.\d+)$", holder)
-    return found is not None and slurm.ended(found[1])
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _agrees(value: Any, like: Any) -> bool:
@@ -246,14 +225,19 @@ def _agrees(value: Any, like: Any) -> bool:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
+            for p in _files(folder) if p.name != MANIFEST}
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of an artifact, which `RESUME` is no part of."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] != RESUME)
 
 
 def _problem(path: Path) -> str | None:
     """What is wrong with an artifact's folder; None when it agrees with its manifest."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         entries = [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} is missing or unreadable"
@@ -269,15 +253,14 @@ def _problem(path: Path) -> str | None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sync(folder: Path) -> None:
     """Force data to disk before the rename, so that a power cut cannot leave a whole name on torn data."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+    for path in _files(folder):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
     _sync_folder(folder)
 
 

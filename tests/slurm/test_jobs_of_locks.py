@@ -18,9 +18,10 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 BUILDER = """
 import sys
-from upft import store as room
-room.LOOK_AFTER_S = 0.3
-store = room.Store(sys.argv[1]); store.prepare()
+from upft import locks
+from upft.store import Store
+locks.LOOK_AFTER_S = 0.3
+store = Store(sys.argv[1]); store.prepare()
 _, built = store.build("sample", "k", {"spec": 1}, lambda out: (out / "data").write_text("x"),
                        on_wait=lambda who: print("waiting for", who, flush=True))
 print("built" if built else "hit", flush=True)

@@ -7,6 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from upft.console import Console
+from upft.errors import StoreError
+from upft.launcher import launch
+from upft.plan import plan
+from upft.submission import Cell
+
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["sample.engine=transformers", "eval.engine=transformers", "data.arithmetic.questions=24"]
 
@@ -42,6 +50,21 @@ def test_machine_settings_are_one_for_all_cells(tmp_path):
     out = run("run.py", "-m", "compute.threads=1,2", "compute.parallel=2", f"run.store={tmp_path}/store", *SMALL)
     assert out.returncode == 2
     assert "cell compute.threads=2: compute is not that of the first cell" in out.stderr
+
+
+def test_a_store_that_cannot_be_written_gets_one_message(tmp_path, parse):
+    """Before Hydra or anybody else writes there: from -m, from a cell on SLURM, from a serial sweep that W&B is told of."""
+    (tmp_path / "file").write_text("")
+    store = f"run.store={tmp_path}/file/store"
+    for more in (["-m", "seed=0,1"], ["compute=slurm", "tracker=wandb"]):
+        out = run("run.py", *more, store, *SMALL)
+        assert out.returncode == 1, out.stderr
+        assert f"error: {store} cannot be written: Not a directory" in out.stderr
+        assert "run.store=DIR" in out.stderr
+        assert "Traceback" not in out.stderr
+    configs = [parse(*SMALL, store, "tracker=wandb", f"seed={seed}") for seed in (0, 1)]
+    with pytest.raises(StoreError, match="cannot be written"):
+        launch(configs, [Cell(str(config.seed), plan(config)) for config in configs], Console(quiet=True))
 
 
 def test_jobs_do_not_export(tmp_path):

@@ -201,7 +201,7 @@ def _work(up: socket.socket, limit_s: float) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(ValueError, OSError):  # OSError: no /proc, no limit
-        born = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        born = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (born + MEMORY_BYTES, born + MEMORY_BYTES))
     stream = up.makefile("rb", buffering=1 << 18)
     for line in stream:

@@ -268,7 +268,7 @@ def _model_json(source: Path | HubRef, name: str) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{name} of {label(source)} is not JSON: {error}", "mend that file") from error
     if not isinstance(content, dict):

@@ -187,7 +187,7 @@ class VllmEngine:
         except subprocess.TimeoutExpired:
             code = None
         try:
-            lines = self._log.read_text(errors="replace").splitlines()
+            lines = self._log.read_text(errors="replace", encoding="utf-8").splitlines()
         except OSError:
             lines = []
         self._end()

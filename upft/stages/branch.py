@@ -70,7 +70,7 @@ def run(spec: BranchSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         "per_request_seed": engine.per_request_seed, "context": engine.context, "reused_after_interruption": rescue.reused,
         "taken_from_other_samplings": rescue.taken, "dropped_log_lines": rescue.dropped,
         "stop_ids": sorted(sampling.stop_ids), "top_p": sampling.top_p, "top_k": sampling.top_k,
-    }, indent=1) + "\n")
+    }, indent=1) + "\n", encoding="utf-8")
 
 
 def chosen(of: tuple[Trace, ...], spec: BranchSpec) -> list[Trace]:

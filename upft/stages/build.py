@@ -103,7 +103,7 @@ def run(spec: BuildSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
         "mean_prompt": tally.prompt / tally.rows,
         "longest": tally.longest,
         "examples": [example(row, tokenizer) for row in tally.examples.values()],
-    }, indent=1, ensure_ascii=False) + "\n")
+    }, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _nothing(spec: BuildSpec, tally: Tally) -> DataError:
@@ -121,7 +121,7 @@ def build(spec: BuildSpec, length: int, samples: Path, prompter: Prompter, tally
     grades: the verdicts, where the spec keeps right traces only. Raises DataError where the samples are not those of the
     questions.
     """
-    stop_ids = set(json.loads((samples / "samples.json").read_text())["stop_ids"])
+    stop_ids = set(json.loads((samples / "samples.json").read_text(encoding="utf-8"))["stop_ids"])
     cutter = _Cutter(spec, length, prompter, stop_ids)
     tally.left_out |= {UNFINISHED: 0, cutter.too_long: 0} | ({NONE_RIGHT: 0} if spec.right else {})
     for question in traces.read(samples, grades):

@@ -36,7 +36,7 @@ def run(spec: ConsistencySpec, inputs: Mapping[str, Path], out: Path, host: Host
     cost.write(out)
     keep(out, [one.told() for one in counted])
     found = summary(counted, spec.longest, spec.edges)
-    (out / "consistency.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    (out / "consistency.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _cut(ids: tuple[int, ...], ended: bool, longest: int) -> Trace:

@@ -20,7 +20,7 @@ from upft.stages import Host, keep
 def run(spec: CoverageSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Split the change. Raises DataError where the four were not made of the same questions."""
     with ledger.Meter() as meter:
-        told = json.loads((inputs["branches base by base"] / "samples.json").read_text())
+        told = json.loads((inputs["branches base by base"] / "samples.json").read_text(encoding="utf-8"))
         cells = {(i, j): outcomes.read(inputs[f"branches {i} by {j}"], inputs[f"outcomes {i} by {j}"])
                  for i, j in branching.CELLS}
         try:
@@ -33,4 +33,4 @@ def run(spec: CoverageSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
     meter.fill(cost)
     cost.write(out)
     keep(out, [one.told() for one in solved])
-    (out / "coverage.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    (out / "coverage.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")

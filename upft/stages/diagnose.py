@@ -54,7 +54,7 @@ def diagnose(spec: DiagnoseSpec, samples: Path) -> dict[str, Any]:
 def _greedy(samples: Path) -> bool:
     """Whether no token was drawn: its log-probability is then the model's own and tells no entropy."""
     asked = samples / "spec.json"
-    return asked.is_file() and json.loads(asked.read_text())["spec"]["sampling"]["temperature"] == 0
+    return asked.is_file() and json.loads(asked.read_text(encoding="utf-8"))["spec"]["sampling"]["temperature"] == 0
 
 
 def _questions(path: Path) -> Iterator[list[dict[str, Any]]]:

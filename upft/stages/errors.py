@@ -19,7 +19,7 @@ from upft.stages import Host, keep
 def run(spec: ErrorsSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Compare the two groups at every length."""
     with ledger.Meter() as meter:
-        told = json.loads((inputs["branches"] / "samples.json").read_text())
+        told = json.loads((inputs["branches"] / "samples.json").read_text(encoding="utf-8"))
         points = outcomes.read(inputs["branches"], inputs["outcomes"])
         sides = branching.sides(points)
         lengths = sorted({point.t for point in points})
@@ -28,4 +28,5 @@ def run(spec: ErrorsSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     meter.fill(cost)
     cost.write(out)
     keep(out, [one.told() for one in sides])
-    (out / "errors.json").write_text(json.dumps({**found, "prefixes": told["questions"]}, indent=1, allow_nan=False) + "\n")
+    found = {**found, "prefixes": told["questions"]}
+    (out / "errors.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -53,7 +53,7 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
                      "taken_from_other_evaluations": rescue.taken, "dropped_log_lines": rescue.dropped}
             if host.share is not None:
                 rollouts.hand_over(log, priced, out)
-                (out / answers.SCORES).write_text(json.dumps(about, indent=1) + "\n")
+                (out / answers.SCORES).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             else:
                 marks.wait(host, len(asked))
                 answers.write(out, _rows(spec, asked_for, asked, priced, marks), about)

@@ -26,7 +26,7 @@ def run(spec: GradeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     """Grade every whole trace. Raises DataError for a question without a gold answer."""
     samples = inputs["samples"]
     tokenizer = models.load_tokenizer(models.resolve(spec.model.source), spec.model.trust_remote_code)
-    told = json.loads((samples / "samples.json").read_text())
+    told = json.loads((samples / "samples.json").read_text(encoding="utf-8"))
     noun = "prefixes" if "sources" in told else "questions"  # as `branch` tells it: what its traces are answers to
     questions = graded = right = unread = some = 0
     with ledger.Meter() as meter, host.console.bar("grading", told["questions"], noun) as bar, Graders() as graders, \
@@ -52,7 +52,7 @@ def run(spec: GradeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
         "right": right,
         "no_answer": unread,
         "questions_with_a_right_trace": some,
-    }, indent=1) + "\n")
+    }, indent=1) + "\n", encoding="utf-8")
     host.console.say(f"  {right:,} of {graded:,} traces are right; {questions - some:,} of {questions:,} {noun} have none")
 
 

@@ -51,7 +51,7 @@ def _write(spec: KlSpec, inputs: Mapping[str, Path], found: Sequence[Apart], out
             stream.write(json.dumps({"question": one.question, "forward": one.forward.tolist(),
                                      "reverse": one.reverse.tolist()}) + "\n")
     told = summary(found, length, spec.longest, spec.seed)
-    (out / "kl.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
+    (out / "kl.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _opened(spec: KlSpec, trained: Path | None) -> PreTrainedModel:

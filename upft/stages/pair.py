@@ -58,7 +58,7 @@ def run(spec: PairSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> No
         "mean_wrong_tokens": tally.wrong_tokens / tally.pairs,
         "unfit_traces": tally.unfit,
         "left_out": tally.left_out,
-    }, indent=1) + "\n")
+    }, indent=1) + "\n", encoding="utf-8")
 
 
 def pairs(spec: PairSpec, samples: Path, grades: Path, tally: Tally) -> Iterator[prefix.Row]:

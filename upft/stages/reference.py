@@ -32,4 +32,4 @@ def run(spec: ReferenceSpec, inputs: Mapping[str, Path], out: Path, host: Host) 
     (out / "reference.json").write_text(json.dumps({
         "rows": len(rows),
         "mean_logprob": float(scored.logprobs.mean()),
-    }, indent=1) + "\n")
+    }, indent=1) + "\n", encoding="utf-8")

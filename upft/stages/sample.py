@@ -82,7 +82,7 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
         "stop_ids": sorted(sampling.stop_ids),
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-    }, indent=1) + "\n")
+    }, indent=1) + "\n", encoding="utf-8")
     if spec.sampling.engine is Engine.vllm and not engine.per_request_seed:
         host.console.say("  vLLM here cannot seed requests; the engine is seeded instead (noted in samples.json)")
 

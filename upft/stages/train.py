@@ -77,11 +77,11 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
         return
     book = ledger.Ledger.read(out)
     meter.fill(book, host.gpus * host.compute.nodes)
-    told = json.loads((out / "train.json").read_text())
+    told = json.loads((out / "train.json").read_text(encoding="utf-8"))
     book.peak_device_bytes = max(book.peak_device_bytes, told.pop("peak_device_bytes"))
     book.seconds = max(book.seconds, told["seconds"])  # an interrupted training has taken more than its last part
     book.write(out)
-    (out / "train.json").write_text(json.dumps(told, indent=1) + "\n")
+    (out / "train.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     for folder in (MODEL, ADAPTER):
         if (out / folder).is_dir():
             if spec.beta is not None:
@@ -160,4 +160,4 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
         "rows": fitted.rows, "steps": fitted.steps, "epochs": spec.epochs, "first_loss": fitted.first_loss,
         "last_loss": fitted.last_loss, "mean_supervised_tokens": float(rows.supervised.mean()), "lr": spec.lr,
         "parameters": parameters, "trained_parameters": trained, "layout": fitted.layout, "ranks": world.ranks,
-        "seconds": fitted.seconds, "peak_device_bytes": peak}, indent=1) + "\n")
+        "seconds": fitted.seconds, "peak_device_bytes": peak}, indent=1) + "\n", encoding="utf-8")
