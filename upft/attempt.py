@@ -44,12 +44,13 @@ TOO_OFTEN = "its time was up more often than compute.slurm.requeues allows"
 
 
 class Watch:
-    """What a job of SLURM's knows of itself while its stage runs. file: the notice it gives; told: whether SIGTERM came; asked:
-    whether submitit has asked for what to send back to the queue."""
+    """What a job knows of itself while its stage runs. file: the notice it gives; told: whether SLURM's SIGTERM came; asked:
+    whether submitit has asked for what to send back to the queue; over: whether who started it here wants no more of it."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="upft-notice-"))
-        self.file, self.told, self.asked, self.process = self.folder / "stop", False, False, 0
+        self.file, self.told, self.asked, self.over = self.folder / "stop", False, False, False
+        self.process: subprocess.Popen[bytes] | None = None
 
     def give(self, *_: object) -> None:
         """Answer to SIGTERM, in submitit's place."""
@@ -61,11 +62,19 @@ class Watch:
         self.file.touch()
         until = time.monotonic() + within_s
         with suppress(ProcessLookupError, ChildProcessError):
-            if self.process:
-                os.kill(self.process, signal.SIGTERM)  # a training does not get it, and sees the notice
-            while (self.process and time.monotonic() < until
-                   and os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None):
+            if self.process is not None:
+                os.kill(self.process.pid, signal.SIGTERM)  # a training does not get it, and sees the notice
+            while (self.process is not None and time.monotonic() < until
+                   and os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None):
                 time.sleep(0.1)
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """Let the stage end, and try it no more. Called from another thread than the one that waits for the process."""
+        self.over = True
+        self.file.touch()
+        process = self.process
+        if process is not None:
+            process.send_signal(by)
 
 
 _watch: Watch | None = None
@@ -83,40 +92,42 @@ class Attempt:
     patience_s: float = GRACE_S
 
     def __call__(self, job: str | None = None, environment: Mapping[str, str] | None = None,
-                 log: IO[str] | None = None) -> None:
-        """Run it; exit with its status where it fails. job: its record's; null = SLURM's own name for it."""
+                 log: IO[str] | None = None, watch: Watch | None = None) -> None:
+        """Run it; exit with its status where it fails. job: its record's; null = SLURM's own name for it. watch: of who starts
+        it here."""
         records = Records(Store(self.store))
         job = job or slurm_id()
         if job == LOCAL:
-            self._try(records, job, environment, log)
+            self._try(records, job, environment, log, watch)
             return
         global _watch
         _watch = Watch()
         signal.signal(signal.SIGTERM, _watch.give)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit logs it, and logging swallows what SIGUSR2 raises meanwhile
         try:
-            self._try(records, job, {**(environment or {}), notice.VARIABLE: str(_watch.file)}, log)
+            self._try(records, job, environment, log, _watch)
         except Exception as error:  # submitit's, where it does not send the job back
             records.note(self.key, Note("failed", job, socket.gethostname(), 1, TOO_OFTEN if _watch.asked else str(error)))
             raise
         finally:
             shutil.rmtree(_watch.folder, ignore_errors=True)
 
-    def _try(self, records: Records, job: str, environment: Mapping[str, str] | None, log: IO[str] | None) -> None:
-        several = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and job != LOCAL
-        first = not several or os.environ.get("SLURM_PROCID") == "0"
-        tries = 1 if several else 1 + self.retries
-        status = 0
+    def _try(self, records: Records, job: str, environment: Mapping[str, str] | None, log: IO[str] | None,
+             watch: Watch | None) -> None:
+        rank, tasks = (None if job == LOCAL else slurm.task()) or (0, 1)
+        first, tries = rank == 0, 1 if tasks > 1 else 1 + self.retries
+        status, over = 0, False
         for number in range(1, tries + 1):
             if first:
                 records.note(self.key, Note("running", job, socket.gethostname(), number))
-            status = self._run(environment, log)
-            if status == 0 or status == TO_MEND or status in TOLD or number == tries:
+            status = self._run(environment, log, watch)
+            over = watch is not None and watch.over
+            if status == 0 or status == TO_MEND or status in TOLD or over or number == tries:
                 break
             print(f"the stage broke down ({_ending(status)}); trying again, {tries - number} left", file=log, flush=True)
             time.sleep(PAUSE_S)
         if first:
-            if status in TOLD:  # cancelled, or about to be sent back to the queue
+            if status in TOLD or (over and status):  # cancelled, or about to be sent back to the queue
                 records.note(self.key, Note("stopped", job, socket.gethostname(), number, _ending(status)))
             else:
                 records.note(self.key, Note("done" if status == 0 else "failed", job, socket.gethostname(), number,
@@ -137,27 +148,33 @@ class Attempt:
             _watch.stop(self.patience_s)
         return DelayedSubmission(self)
 
-    def _kept(self) -> set[signal.Signals]:
-        """SLURM's signals that the stage must not get: it is given notice, or ends at once."""
+    def _kept(self, watch: Watch | None) -> set[signal.Signals]:
+        """Signals that the stage must not get, SLURM's or at Ctrl+C the terminal's: it is given notice, or ends at once."""
+        if watch is None:
+            return set()
         found = {signal.SIGUSR2}
         with suppress(UpftError):  # the stage will say what is wrong
             if Records(Store(self.store)).job(self.key).name == "train":
-                found.add(signal.SIGTERM)
+                found |= {signal.SIGTERM} if watch is _watch else {signal.SIGTERM, signal.SIGINT}
         return found
 
-    def _run(self, environment: Mapping[str, str] | None, log: IO[str] | None) -> int:
+    def _run(self, environment: Mapping[str, str] | None, log: IO[str] | None, watch: Watch | None) -> int:
         """The process's exit status. It does not outlive this call, however that ends."""
+        if watch is not None:
+            environment = {**(environment or {}), notice.VARIABLE: str(watch.file)}
         command = [sys.executable, "-u", "-m", "upft.stage", self.store, self.key, "--machine", self.machine]
         # Blocked signals stay blocked in all that the stage starts, from their first moment on: ranks, engines, compilers.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._kept() if _watch is not None else set())
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._kept(watch))
         try:
             process = subprocess.Popen(command, env={**os.environ, **path(), **(environment or {})}, stdout=log,
                                        stderr=None if log is None else subprocess.STDOUT)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if _watch is not None:
-            _watch.process = process.pid
         try:
+            if watch is not None:
+                watch.process = process
+                if watch.file.exists():  # told before there was a process to tell
+                    process.terminate()
             return process.wait()
         finally:
             if process.poll() is None:
@@ -165,8 +182,8 @@ class Attempt:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE_S)
                 process.kill()
-            if _watch is not None:
-                _watch.process = 0
+            if watch is not None:
+                watch.process = None
 
 
 def path() -> dict[str, str]:

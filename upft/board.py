@@ -96,6 +96,16 @@ class Board:
             self.console.say(f"  {word} {escape(f'{job.label:<32}')} {job.name}/{job.key}  "
                              f"{self._done}/{len(self.work.todo)}", markup=True)
 
+    def elsewhere(self, jobs: Iterable[str]) -> None:
+        """Some of the stages are made by jobs of SLURM's."""
+        names = sorted(jobs)
+        self.console.say(f"  jobs of SLURM's make what is under way, waiting for them: {_short(names)} "
+                         "(python -m upft.jobs cancel ends them)")
+
+    def ending(self, count: int) -> None:
+        """Told to stop while this many jobs run here."""
+        self.console.say(f"  stopping {count} jobs; a training writes a checkpoint first (once more: at once)")
+
     def progress(self, standings: Mapping[str, Standing]) -> None:
         """A line, where it differs from the last one."""
         counts = Counter(standings[stage.key].state for stage in self.work.stages)

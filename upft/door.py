@@ -2,7 +2,8 @@
 
 Top floor; used by run.py and by every `python -m upft.X`. Exit statuses of all of them: 0 done; 2 what was asked for cannot be
 done (an option, a key, a value, a file that cannot be used: the same command ends the same way); 1 it was begun and something
-broke down, or a defect, with its traceback; 130 stopped by Ctrl+C.
+broke down, or a defect, with its traceback; 130 stopped by Ctrl+C, 143 by
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from upft.choices import Style
-from upft.errors import UpftError
+from upft.errors import Terminated, UpftError
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "") not in ("", "0")
 """What the user set, read before `one_message` sets it for its own purpose."""
@@ -57,9 +58,9 @@ def one_message(status: int | None = None) -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         tell("stopped; finished stages stay in the store, run the same command to go on", "\n{}")
-        sys.exit(130)
+        sys.exit(143 if isinstance(error, Terminated) else 130)
     except Exception as error:
         if WANTS_TRACEBACK:
             raise

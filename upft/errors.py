@@ -80,6 +80,10 @@ class SweepError(UpftError):
     """Cells of a sweep have failed."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where a command ends what it has started, as at Ctrl+C, before it ends."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """`did you mean 'x'?` for the known names closest to `name`; every known name where none is close."""
     names = sorted(known)

@@ -2,7 +2,7 @@
 
 list [SWEEP]     every sweep of the store, or one with its stages; the end of a failed stage's log and how to repeat it
 logs KEY         the output of a stage's last job
-cancel [SWEEP]   end the jobs of a sweep that no other sweep needs; what is finished stays
+cancel [SWEEP]   end the jobs of a sweep, but for those that another one, not cancelled, needs; what is finished stays
 retry [SWEEP]    submit what is missing again, also what has failed
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from upft import door
 # Top floor, thin: arguments in, tables out.
 if TYPE_CHECKING:
     from upft.console import Console
+    from upft.plan import Stage
     from upft.records import Records, Sweep
     from upft.shards import Job
 
@@ -93,7 +95,8 @@ def show(records: Records, sweep: Sweep, console: Console) -> None:
         one = standings[job.key]
         table.add_row(escape(job.label), job.key, one.record.job if one.record else "",
                       f"[{COLOUR[one.state]}]{one.state.value}[/]", escape(one.reason))
-    console.say(f"\nsweep {sweep.id}, from {sweep.folder}: {shlex.join(sweep.command)}")
+    state = ", cancelled" if sweep.cancelled else ""
+    console.say(f"\nsweep {sweep.id}{state}, from {sweep.folder}: {shlex.join(sweep.command)}")
     console.say(table, markup=True)
     if len(cells) > 1:
         last, written = records.under_way(closing.key(sweep)), records.store.root / "sweeps" / sweep.id / "report.html"
@@ -115,22 +118,45 @@ def logs(records: Records, key: str | None, lines: int) -> None:
 
 
 def cancel(records: Records, sweep: Sweep, console: Console) -> None:
-    """End a sweep's jobs, but for those another sweep waits for."""
+    """Give a sweep up: end its jobs, but for those of cells that another sweep is still after, and say which one that is."""
     from upft import closing, slurm
     from upft.records import State
+    from upft.shards import whole
 
-    others = {stage.key for other in records.sweeps() if other.id != sweep.id for cell in records.cells(other)
-              for stage in cell.plan.stages}
-    stages = {stage.key: stage for cell in records.cells(sweep) for stage in cell.plan.stages if stage.key not in others}
+    needed = {key: other.id for other in records.sweeps() if other.id != sweep.id for key in _needs(records, other)}
+    stages = {stage.key: stage for cell in records.cells(sweep) for stage in cell.plan.stages}
     made: list[Job] = [*stages.values(), *records.shards(stages.values())]
-    jobs = [one.record.job for one in records.standings(made).values()
-            if one.record is not None and one.state in (State.queued, State.running)]
+    live = {whole(one).key: set[str]() for one in made}
+    standings = records.standings(made)
+    for one in made:
+        record = standings[one.key].record
+        if record is not None and standings[one.key].state in (State.queued, State.running):
+            live[whole(one).key].add(record.job)
+    jobs = [job for key, own in live.items() if key not in needed for job in own]
     last = records.under_way(closing.key(sweep))
     if last is not None:
         jobs.append(last.job)
     if jobs:
         slurm.cancel(jobs)
-    console.say(f"sweep {sweep.id}: {len(jobs)} jobs cancelled")
+    records.keep_sweep(replace(sweep, cancelled=True))
+    kept = {key: own for key, own in live.items() if key in needed and own}
+    console.say(f"sweep {sweep.id}: {len(jobs)} jobs cancelled" + (
+        f"; {sum(map(len, kept.values()))} stay, for they are also those of "
+        f"{', '.join(sorted({needed[key] for key in kept}))}: python -m upft.jobs cancel SWEEP" if kept else ""))
+
+
+def _needs(records: Records, sweep: Sweep) -> set[str]:
+    """Keys of the stages that a sweep is after: of its cells without a report, unless it was cancelled."""
+    from upft.errors import StoreError
+    from upft.submission import closure
+
+    found: set[str] = set()
+    known: dict[str, Stage] = {}
+    for report in () if sweep.cancelled else sweep.cells.values():
+        if not records.store.has("report", report):
+            with suppress(StoreError):  # the code has changed since: its jobs refuse to run as well
+                found |= {stage.key for stage in closure(records.stage(report, known)).stages}
+    return found
 
 
 def retry(records: Records, sweep: Sweep) -> None:
@@ -140,8 +166,8 @@ def retry(records: Records, sweep: Sweep) -> None:
     from upft.records import now, read_machine
 
     machine = read_machine(Path(sweep.machine))
-    launcher.go(replace(sweep, submitted=now()), records.cells(sweep), records.store, replace(machine.compute, retry=True),
-                machine.tracker, Console(machine.console))
+    launcher.go(replace(sweep, submitted=now(), cancelled=False), records.cells(sweep), records.store,
+                replace(machine.compute, retry=True), machine.tracker, Console(machine.console))
 
 
 def _sweep(records: Records, which: str | None) -> Sweep:

@@ -170,7 +170,7 @@ class _Cell:
     def _pilot(self) -> Stage | None:
         """The diagnosis of a pilot sampling, where the prefix length must be known before the sampling proper."""
         config = self.config
-        if config.method.whole or self.length is not None or self._finds_its_length:
+        if config.method.whole or self.length is not None or self._finds_its_length or not self._cuts:
             return None
         pilot = self._sampling(f"pilot {config.data.name}", config.diagnose.questions, config.diagnose.n,
                                config.diagnose.longest, True, {})
@@ -184,6 +184,12 @@ class _Cell:
         if config.method.samples_whole:
             return 1.0
         return config.prefix.ratio if config.sample.trace_ratio is None else config.sample.trace_ratio
+
+    @property
+    def _cuts(self) -> bool:
+        """Whether anything asks for a prefix's length: whole traces alone have none, the divergence by position does."""
+        config = self.config
+        return config.prefix.ratio < 1 or (config.analysis is not None and config.analysis.kl is not None)
 
     @property
     def _finds_its_length(self) -> bool:
@@ -230,7 +236,7 @@ class _Cell:
         if method.graded:
             inputs["grades"] = self.made[f"grades{mark}"] = Stage(
                 "grade", f"grade traces{named}", GradeSpec(self.model), {"samples": samples})
-        if self.length is None and not whole:
+        if self.length is None and not whole and config.prefix.ratio < 1:
             inputs["diagnosis"] = found
         neutral = BuildSpec(
             method=MethodName.rft if method.name is MethodName.vstar else method.name,  # V-STaR's generator is RFT's model

@@ -18,6 +18,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
+from upft import slurm
 from upft.choices import Precision, Strategy
 from upft.errors import ConfigError, TrainError, UpftError
 from upft.machine import ComputeConfig
@@ -58,9 +59,9 @@ def here(compute: ComputeConfig) -> World | None:
     ranks = planned(compute)
     if ranks == 1:
         return World()
-    started = os.environ.get("SLURM_NTASKS"), os.environ.get("SLURM_PROCID")
-    if started[0] == str(ranks) and started[1] is not None:
-        return World(int(started[1]), ranks)
+    started = slurm.task()
+    if started is not None and started[1] == ranks:
+        return World(*started)
     if compute.nodes > 1:
         raise ConfigError(f"compute.nodes={compute.nodes}: no process has been started on the other nodes",
                           f"start this stage with srun --ntasks={ranks} --nodes={compute.nodes}, or set compute.nodes=1")

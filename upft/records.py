@@ -54,7 +54,8 @@ class Note:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One command's cells. cells: names, and the keys of their reports."""
+    """One command's cells. cells: names, and the keys of their reports; cancelled: whether it was given up since it was
+    submitted."""
 
     id: str
     command: list[str]
@@ -62,6 +63,7 @@ class Sweep:
     submitted: str
     machine: str
     cells: dict[str, str] = field(default_factory=dict)
+    cancelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,14 +173,20 @@ class Records:
         found: dict[str, Standing] = {}
         for job in jobs:
             record = self.record(job.key)
-            # Shards go when their stage has taken them up.
-            if any(self.store.has(one.name, one.key) for one in (job, whole(job))):
+            if self._there(job):
                 found[job.key] = Standing(State.done, record)
                 continue
             if record is not None and record.job != LOCAL and queue is None:
                 queue = slurm.queue() if slurm.here() else {}
-            found[job.key] = self._standing(job.key, record, queue or {})
+            one = self._standing(job.key, record, queue or {})
+            if one.state in (State.failed, State.missing) and self._there(job):  # made between the two looks
+                one = Standing(State.done, record)
+            found[job.key] = one
         return found
+
+    def _there(self, job: Job) -> bool:
+        """Whether there is nothing left to do. Shards go when their stage has taken them up."""
+        return any(self.store.has(one.name, one.key) for one in (job, whole(job)))
 
     def _standing(self, key: str, record: Record | None, queue: Mapping[str, Queued]) -> Standing:
         if record is None:

@@ -5,7 +5,7 @@ Floor 2, beside the plan: no torch, no store.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,22 +46,40 @@ def distinct(plans: Iterable[Plan]) -> list[Stage]:
 
 
 def covered(stages: Iterable[Stage]) -> dict[str, Stage]:
-    """Samplings (by key) all of whose samples one other sampling of the same set holds, and that one.
+    """Samplings (by key) all of whose samples one other sampling of the same set holds, and that one. Their order is the same
+    to it.
 
     Run after it, they draw nothing: a cell's own sampling then only says what its method would have cost alone. Where
-    several hold them it is the one that is held by none.
+    several hold them it is the largest. One that waits for them, as a sampling proper does for the pilot that finds its
+    length, holds none: nothing waits for itself by way of what is held (`_waits`).
     """
     families: dict[str, list[tuple[Stage, SampleSpec]]] = {}  # of one model, prompt, seed: few, however many cells there are
-    for stage in stages:
+    for stage in sorted(stages, key=lambda one: one.key):
         if isinstance(stage.spec, SampleSpec):
             families.setdefault(digest(relatives(stage.spec)), []).append((stage, stage.spec))
     held: dict[str, Stage] = {}
-    for small, spec, large, other in ((*a, *b) for family in families.values() for a in family for b in family):
-        if large is not small and holds(other, spec) and not (holds(spec, other) and small.key < large.key):
-            known = held.get(small.key)
-            if known is None or (isinstance(known.spec, SampleSpec) and holds(other, known.spec)):
+    for family in families.values():
+        # The largest first, so that the dearest one to draw twice finds one that holds it.
+        ranked = sorted(family, key=lambda one: -sum(holds(one[1], spec) for _, spec in family))
+        for small, spec in ranked:
+            large = next((one for one, other in ranked if one is not small and holds(other, spec)
+                          and not _waits(one, small.key, held)), None)
+            if large is not None:
                 held[small.key] = large
     return held
+
+
+def _waits(stage: Stage, key: str, held: Mapping[str, Stage]) -> bool:
+    """Whether a stage needs the one of that key, or comes after it because of what is held, however many lie between."""
+    seen, rest = set(), [stage]
+    while rest:
+        one = rest.pop()
+        if one.key == key:
+            return True
+        if one.key not in seen:
+            seen.add(one.key)
+            rest += [*one.inputs.values(), *([held[one.key]] if one.key in held else [])]
+    return False
 
 
 def holds(large: SampleSpec, small: SampleSpec) -> bool:

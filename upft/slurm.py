@@ -20,6 +20,8 @@ WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD"
 OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
         "TIMEOUT"}
 TIMEOUT_S = 120
+MANY_S = 600
+"""For what is said of all jobs of a sweep at once."""
 HELD = "DependencyNeverSatisfied"
 
 
@@ -59,6 +61,15 @@ def own_job() -> str | None:
     """This process's job: its raw number and how often it was restarted, `123.1`; None outside a job."""
     number = os.environ.get("SLURM_JOB_ID")
     return None if number is None else f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def task() -> tuple[int, int] | None:
+    """This process's number and of how many, where srun has started it; None elsewhere. A batch script has SLURM_NTASKS and
+    SLURM_PROCID too: there they say what was asked for, and only srun's step (SLURM_STEP_ID) what runs."""
+    own = os.environ
+    if not {"SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_PROCID"} <= set(own):
+        return None
+    return int(own["SLURM_PROCID"]), int(own["SLURM_NTASKS"])
 
 
 def ended(job: str) -> bool:
@@ -102,7 +113,7 @@ def depend(after: Mapping[str, Sequence[str]], behind: Mapping[str, Sequence[str
              for job in {**after, **behind}}
     lines = [f"update jobid={job} dependency={','.join(each)}" for job, each in waits.items() if each]
     lines += [f"release {job}" for job in release]
-    done = subprocess.run(["scontrol"], input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=600, check=False)
+    done = _ask(["scontrol"], "\n".join(lines) + "\n", timeout_s=MANY_S)
     errors = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"error|invalid|denied", line, re.I)]
     if done.returncode or errors:
         raise SlurmError(f"scontrol refused the jobs' dependencies: {(errors or [done.stderr.strip()])[0]}",
@@ -117,13 +128,18 @@ def cancel(jobs: Iterable[str]) -> None:
 
 
 def _run(command: list[str]) -> str:
+    done = _ask(command)
+    if done.returncode:
+        raise SlurmError(f"{command[0]} failed: {done.stderr.strip()}", "see whether the cluster is up: sinfo")
+    return done.stdout
+
+
+def _ask(command: list[str], said: str | None = None, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    """said: on its standard input. Raises SlurmError where there is no such command, or no answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        return subprocess.run(command, input=said, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError as error:
         raise SlurmError(f"compute=slurm: there is no {command[0]} on this machine",
                          "start it on a cluster's login node, or use compute=local compute.parallel=N") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{command[0]} has not answered for {TIMEOUT_S} s", "try again when the cluster answers") from error
-    if done.returncode:
-        raise SlurmError(f"{command[0]} failed: {done.stderr.strip()}", "see whether the cluster is up: sinfo")
-    return done.stdout
+        raise SlurmError(f"{command[0]} has not answered for {timeout_s:g} s", "try again when the cluster answers") from error

@@ -2,7 +2,7 @@
 
 Top floor, thin. The stage and those it needs are read from STORE/.jobs/stages, the machine's settings from FILE. It ends with
 status 2 where a person has to mend something, so that nobody tries again by itself, and with 75 where it was told to stop
-and goes on when it is started again. Started by SLURM as several tasks
+and goes on when it is started again. Started by srun as several tasks
 it is one rank of a training: the first one works with the store, the others only help it.
 """
 
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("key", metavar="KEY", help="a stage's key, as python -m upft.jobs shows it")
     parser.add_argument("--machine", type=Path, metavar="FILE", help="settings of the machine (default: the last submission's)")
     given = parser.parse_args(arguments)
+    notice.end_with_starter()
     if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM tells every process of the job; submitit, above, sees to it
     with door.one_message():
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(root: Path, key: str, machine_file: Path | None) -> None:
     """Build one artifact. Raises the stage's own error."""
-    from upft import pipeline, ranks
+    from upft import pipeline, ranks, slurm
     from upft.console import Console
     from upft.records import Records, read_machine
     from upft.shards import whole
@@ -67,10 +68,11 @@ def run(root: Path, key: str, machine_file: Path | None) -> None:
     door.speak(machine.console)
     store.prepare()
     tasks = ranks.planned(machine.compute) if job.name == "train" else 1
-    joined = tasks > 1 and os.environ.get("SLURM_NTASKS") == str(tasks)
-    if joined:
+    started = slurm.task()
+    joined = tasks > 1 and started is not None and started[1] == tasks
+    if started is not None and joined:
         _join()
-        if os.environ["SLURM_PROCID"] != "0":
+        if started[0] != 0:
             help_first(whole(job), store, machine)
             return
         _token(store, key).parent.mkdir(parents=True, exist_ok=True)

@@ -174,6 +174,19 @@ def test_auto_needs_no_pilot_where_whole_traces_of_every_question_are_sampled(ce
     assert cell("method=sft", "prefix.len=auto").report.key == cell("method=sft").report.key
 
 
+def test_auto_needs_no_pilot_where_no_prefix_is_cut(cell: Callable) -> None:
+    """One whole trace of every question: no length is asked for, but where positions are parted by it."""
+    whole = cell("prefix.len=auto", "prefix.ratio=1")
+    assert shape(whole) == shape(cell("prefix.len=8", "prefix.ratio=1"))
+    assert "diagnosis" not in whole.named("build")[0].inputs
+    assert whole.named("sample")[0].key == cell("prefix.len=8", "prefix.ratio=1").named("sample")[0].key
+    assert whole.report.inputs["diagnosis"].inputs == {"samples": whole.named("sample")[0]}
+    parted = cell("prefix.len=auto", "prefix.ratio=1", "analysis=kl")
+    assert parted.named("kl")[0].inputs["diagnosis"].inputs == {"samples": parted.report.inputs["pilot"]}
+    rounds = cell("prefix.len=auto", "prefix.ratio=1", "method.rounds=2")
+    assert shape(rounds).count("sample") == 2
+
+
 UNLABELLED = ["data=jsonl", "data.path=questions.jsonl"]
 
 

@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from upft import jobs, slurm
+from upft.choices import Style
 from upft.console import Console
-from upft.errors import StoreError
+from upft.errors import SlurmError, StoreError
+from upft.hashing import Hasher
 from upft.launcher import launch
-from upft.plan import plan
+from upft.plan import Plan, plan
+from upft.records import Record, Records, Sweep
+from upft.slurm import Queued
+from upft.store import Store
 from upft.submission import Cell
 
 ROOT = Path(__file__).parent.parent.parent
@@ -82,6 +88,88 @@ def test_jobs_says_what_it_does_not_know(tmp_path):
         assert out.returncode == 2, arguments
         assert "remedy:" in out.stderr
         assert "Traceback" not in out.stderr
+
+
+@pytest.fixture
+def shared(parse, tmp_path, monkeypatch) -> tuple[Records, list[Plan], dict[str, Queued]]:
+    """Records, the plans of three cells, the queue: sweep aaaa of the first two, then bbbb of all, each of the stages in a job
+    named by its key."""
+    hasher, records = Hasher(), Records(Store(tmp_path))
+    plans = [plan(parse(*SMALL, f"train.seed={i}"), hasher) for i in range(3)]
+    queue: dict[str, Queued] = {}
+    for key, stage in {stage.key: stage for one in plans for stage in one.stages}.items():
+        records.describe([stage])
+        records.keep(Record(key, key, "n", "/dev/null"))
+        queue[key] = Queued(key, "n", "PENDING", "")
+    for day, (name, cells) in enumerate({"aaaa": plans[:2], "bbbb": plans}.items()):
+        records.keep_sweep(Sweep(name, ["run.py"], ".", f"2026-01-0{day + 1}", "", {str(i): one.report.key
+                                                                                     for i, one in enumerate(cells)}))
+    monkeypatch.setattr(slurm, "here", lambda: True)
+    monkeypatch.setattr(slurm, "queue", lambda: dict(queue))
+    monkeypatch.setattr(slurm, "cancel", lambda ids: [queue.pop(one) for one in ids])
+    return records, plans, queue
+
+
+def cancel(records: Records, which: str) -> None:
+    [sweep] = [one for one in records.sweeps() if one.id == which]
+    jobs.cancel(records, sweep, Console(Style.plain))
+
+
+def test_a_cancelled_sweep_leaves_what_another_one_is_after(shared, capsys):
+    records, plans, queue = shared
+    before, of_a = len(queue), {stage.key for one in plans[:2] for stage in one.stages}
+    cancel(records, "bbbb")
+    assert set(queue) == of_a, "the third cell's own"
+    told = f"{before - len(of_a)} jobs cancelled; {len(of_a)} stay, for they are also those of aaaa: "
+    assert told in capsys.readouterr().out
+    cancel(records, "aaaa")
+    assert queue == {}
+    assert f"sweep aaaa: {len(of_a)} jobs cancelled\n" in capsys.readouterr().out
+
+
+def test_two_sweeps_are_cancelled_in_whatever_order(shared):
+    records, _, queue = shared
+    before = set(queue)
+    cancel(records, "aaaa")
+    assert set(queue) == before, "bbbb needs all of it"
+    cancel(records, "bbbb")
+    assert queue == {}
+
+
+def test_a_sweep_that_is_submitted_again_needs_its_stages_again(shared):
+    records, plans, queue = shared
+    cancel(records, "aaaa")
+    [again] = [one for one in records.sweeps() if one.id == "aaaa"]
+    records.keep_sweep(Sweep("aaaa", again.command, ".", "2026-01-03", "", again.cells))
+    cancel(records, "bbbb")
+    assert set(queue) == {stage.key for one in plans[:2] for stage in one.stages}
+
+
+def test_a_cell_that_has_its_report_needs_nothing(shared):
+    records, plans, queue = shared
+    report = plans[0].report
+    queue.pop(report.key)
+    records.store.prepare()
+    records.store.build(report.name, report.key, report.identity, lambda out: (out / "report.html").write_text(""))
+    cancel(records, "bbbb")
+    assert set(queue) == {stage.key for stage in plans[1].stages}
+
+
+@pytest.mark.parametrize(("scontrol", "what"), [
+    (None, "there is no scontrol on this machine"), ("sleep 60", "scontrol has not answered for 0.2 s"),
+    ("echo error: denied", "scontrol refused the jobs' dependencies: error: denied"),
+])
+def test_a_scontrol_that_does_not_do_it_is_told(scontrol, what, tmp_path, monkeypatch):
+    """And what to do about it, where jobs are told what they wait for."""
+    if scontrol is not None:
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{scontrol}\n")
+        (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if scontrol is not None else str(tmp_path))
+    monkeypatch.setattr(slurm, "MANY_S", 0.2 if scontrol == "sleep 60" else 20)
+    with pytest.raises(SlurmError) as error:
+        slurm.depend({"2": ["1"]}, {}, ["2"])
+    assert what in error.value.what
+    assert error.value.remedy
 
 
 def test_the_first_node_of_a_list():

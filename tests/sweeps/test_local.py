@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from upft import local, shelf
-from upft.errors import ConfigError
+from upft import launcher, local, notice, shelf, slurm
+from upft.choices import Style
+from upft.console import Console
+from upft.errors import ConfigError, SweepError
+from upft.hashing import Hasher
+from upft.plan import plan
+from upft.records import Record, Records, State
+from upft.slurm import Queued
+from upft.store import Store
+from upft.submission import Cell
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["sample.engine=transformers", "eval.engine=transformers", "data.arithmetic.questions=48",
@@ -121,3 +135,120 @@ def test_each_place_has_gpus_of_its_own(parse, monkeypatch):
     monkeypatch.setenv(local.VISIBLE, "")
     assert local.devices(compute) == []
     assert local.devices(parse("compute.accelerator=cpu").compute) == []
+
+
+def until(holds: Callable[[], Any], seconds: float = 240) -> Any:
+    """What it says, when it says something."""
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+def stages_of(process: int) -> set[int]:
+    """Stages that a launcher has started, all of `compute.parallel=2`."""
+    own = (int(one) for one in Path(f"/proc/{process}/task").glob("*/children") for one in one.read_text().split())
+    found = {child for child in own if b"upft.stage" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    return found if len(found) == 2 else set()
+
+
+@contextmanager
+def begun(store: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A sweep of two cells by two jobs at a time, in a group of its own."""
+    process = subprocess.Popen([sys.executable, str(ROOT / "run.py"), "-m", *more, "compute.parallel=2", *SMALL,
+                                f"run.store={store}"], cwd=ROOT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def said(store: Path) -> list[dict[str, Any]]:
+    """What the jobs have noted last."""
+    return [json.loads(file.read_text()) for file in store.glob(".jobs/attempts/*.json")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_its_jobs_end_with_it(by, tmp_path):
+    """Told, it tells them and waits; killed, it leaves them to see for themselves. None is noted as failed."""
+    with begun(tmp_path, "seed=0,1", "compute.retries=2") as sweep:
+        jobs = until(lambda: stages_of(sweep.pid))
+        os.kill(sweep.pid, by)
+        status = sweep.wait(100)
+        assert status == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[by]
+        if by is signal.SIGKILL:
+            until(lambda: not any(alive(job) for job in jobs), 60)
+            assert {one["state"] for one in said(tmp_path)} <= {"running", "stopped"}
+        else:
+            assert not any(alive(job) for job in jobs)
+            assert {one["state"] for one in said(tmp_path)} == {"stopped"}
+
+
+@pytest.mark.slow
+def test_a_training_that_is_told_writes_a_checkpoint(tmp_path):
+    """As at Ctrl+C, which a terminal tells all processes; what was finished stays."""
+    with begun(tmp_path, "train.seed=0,1", "data.arithmetic.questions=16", "train.epochs=1000",
+               "compute.checkpoint_every_s=3600", "compute.retries=2") as sweep:
+        until(lambda: len([one for one in tmp_path.glob("train/*.partial/metrics.jsonl") if one.stat().st_size]) == 2)
+        os.killpg(sweep.pid, signal.SIGINT)
+        assert sweep.wait(100) == 130
+    told = [one for one in said(tmp_path) if one["state"] == "stopped"]
+    assert [one["reason"] for one in told] == [f"exit status {notice.STOPPED}"] * 2
+    assert len(list(tmp_path.glob("train/*.partial/**/step-*/"))) == 2
+    assert list(tmp_path.glob("build/*/rows.arrow"))
+
+
+@pytest.mark.parametrize("ends", [State.done, State.failed])
+def test_what_slurm_is_making_is_waited_for(ends, parse, tmp_path, monkeypatch):
+    """And what needs it starts when it is there; when that job comes to nothing, only that is left out and not held to have
+    failed."""
+    configs = [parse(*SMALL[:2], f"train.seed={i}", f"run.store={tmp_path}", "compute.parallel=2") for i in (0, 1)]
+    cells = [Cell(f"train.seed={i}", plan(config, Hasher())) for i, config in enumerate(configs)]
+    store, sampling = Store(tmp_path), cells[0].plan.named("sample")[0]
+    store.prepare()
+    records, looks, made = Records(store), [0], []
+    records.describe([sampling])
+    records.keep(Record(sampling.key, "777", "upft-sample-x", "/dev/null"))
+
+    def put(job: Any) -> None:
+        store.build(job.name, job.key, job.identity, lambda out: (out / "x").write_text("x"))
+
+    def queue() -> dict[str, Queued]:
+        looks[0] += 1
+        if looks[0] < 8:
+            return {"777": Queued("777", "upft-sample-x", "PENDING" if looks[0] < 4 else "RUNNING", "")}
+        if ends is State.done and not store.has("sample", sampling.key):
+            put(sampling)
+        return {}
+
+    def work(crew: Any, job: Any) -> bool:
+        missing = [one.label for one in job.inputs.values() if not store.has(one.name, one.key)]
+        assert not missing, job.label
+        put(job)
+        made.append(job.name)
+        return True
+
+    monkeypatch.setattr(slurm, "here", lambda: True)
+    monkeypatch.setattr(slurm, "queue", queue)
+    monkeypatch.setattr(local, "POLL_S", 0.01)
+    monkeypatch.setattr(local._Crew, "work", work)
+    monkeypatch.setattr(launcher, "page", lambda *_: None)
+    if ends is State.done:
+        launcher.launch(configs, cells, Console(Style.plain))
+        assert sorted(made) == ["build", "diagnose", *["evaluate"] * 3, *["report"] * 2, *["train"] * 2]
+    else:
+        with pytest.raises(SweepError, match="2 of 2 cells have no report"):
+            launcher.launch(configs, cells, Console(Style.plain))
+        assert made == ["evaluate"]
+        assert records.standings([cells[0].plan.named("build")[0]])[cells[0].plan.named("build")[0].key].state is State.missing
+    assert looks[0] >= 8

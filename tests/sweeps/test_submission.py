@@ -11,6 +11,7 @@ import pytest
 
 from upft.hashing import Hasher
 from upft.plan import Plan, plan
+from upft.sharing import covered, holds
 from upft.submission import ARRAY_LIMIT, Cell, Work, arrange, closure, failed_cells
 
 SMALL = ["sample.engine=transformers", "eval.engine=transformers", "sample.max_tokens=32"]
@@ -59,8 +60,6 @@ def test_24_cells_share_what_their_seed_and_length_do_not_reach(sweep):
 
 def test_24_cells_that_differ_in_the_training_s_seed_are_two_samplings_and_two_base_evaluations(parse, models):
     """And where each length samples for itself, six more that draw nothing: the longest holds their samples."""
-    from upft.sharing import covered
-
     def arranged(*more: str) -> tuple[list[Cell], Work]:
         hasher = Hasher()
         cells = [Cell(f"{m.name} {t} {s}", plan(
@@ -182,3 +181,43 @@ def test_a_sampling_waits_for_the_one_that_holds_its_samples(parse):
     alone = arrange(cells, there=set(), refused={own["rft"]})
     assert own["sft"] in alone.todo
     assert alone.behind[own["sft"]] == ()
+
+
+def drawn(overrides: list[list[str]], parse) -> list[Cell]:
+    hasher = Hasher()
+    return [Cell(" ".join(one), plan(parse("sample.engine=transformers", "eval.engine=transformers", "prefix.len=auto",
+                                           "sample.logprobs=true", "sample.max_tokens=64", *one), hasher)) for one in overrides]
+
+
+def in_order(work: Work) -> None:
+    """Every job comes after all it waits for: nothing waits for itself."""
+    order = [job.key for group in work.groups for job in group.jobs]
+    assert set(order) == work.todo
+    for key in order:
+        assert all(order.index(one) < order.index(key) for one in (*work.after[key], *work.behind[key]))
+
+
+def test_a_pilot_does_not_wait_for_the_sampling_that_waits_for_it(parse):
+    """Which holds its samples, and many more of each question."""
+    cells = drawn([["sample.n=16", "seed=0"], ["sample.n=16", "seed=1"]], parse)
+    work = arrange(cells, there=set(), into=lambda stage: 2 if stage.name == "sample" else 1)
+    in_order(work)
+    for cell in cells:
+        pilot, samples = cell.plan.report.inputs["pilot"], cell.plan.report.inputs["samples"]
+        assert holds(samples.spec, pilot.spec)
+        assert work.behind[pilot.key] == work.after[work.shards[pilot.key][0].key] == ()
+        assert set(work.shards) >= {pilot.key, samples.key}, "both draw"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_pilots_of_several_cells_wait_for_no_sampling_that_waits_for_them_all(order, parse):
+    """Two samplings that hold each other and both pilots: each pilot could wait for the other's."""
+    cells = drawn([["sample.n=16", f"diagnose.questions={count}"] for count in (30, 60)], parse)[::order]
+    work = arrange(cells, there=set())
+    in_order(work)
+    held = covered(work.stages)
+    assert held == covered(work.stages[::-1])
+    first, second = ({name: cell.plan.report.inputs[name].key for name in ("pilot", "samples")} for cell in cells)
+    if first["samples"] in held:
+        first, second = second, first
+    assert {key: one.key for key, one in held.items()} == dict.fromkeys(second.values(), first["samples"])

@@ -443,7 +443,7 @@ def test_no_rank_outlives_the_process_that_started_it(published: Path, tmp_path:
 # --- who is who
 
 def test_several_nodes_need_a_process_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_NTASKS", "SLURM_PROCID"):
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=r"compute\.nodes=2: no process has been started on the other nodes") as caught:
         ranks.here(ComputeConfig(nodes=2, devices=4))
@@ -452,6 +452,10 @@ def test_several_nodes_need_a_process_on_each(monkeypatch: pytest.MonkeyPatch) -
     assert ranks.here(ComputeConfig()) == World(0, 1)
     monkeypatch.setenv("SLURM_NTASKS", "8")
     monkeypatch.setenv("SLURM_PROCID", "5")
+    with pytest.raises(ConfigError, match="no process has been started on the other nodes"):
+        ranks.here(ComputeConfig(nodes=2, devices=4))  # a batch script: it asked for tasks, srun would start them
+    assert ranks.here(ComputeConfig(devices=8)) is None
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert ranks.here(ComputeConfig(nodes=2, devices=4)) == World(5, 8)
     assert ranks.here(ComputeConfig(devices=2)) is None, "an allocation of another shape is not ours to read"
     assert ranks.here(ComputeConfig()) == World(0, 1)
