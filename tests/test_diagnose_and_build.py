@@ -217,7 +217,7 @@ def test_rows_do_not_depend_on_whether_their_sampling_is_shared(samples: Callabl
     """A question with no room for a prefix in the model's context is not asked for prefixes alone; asked for a whole trace,
     which needs no such room, it gives no prefix row either, even where its trace ended in time."""
     near, roomy, whole = *questions(False, 2), questions(True, 1)[0]
-    folder = samples({near: [(ends("4"), "stop", None)], roomy: [(ends("4"), "stop", None)], whole: [(ends("4"), "stop", None)]})
+    folder = samples({question: [(ends("4"), "stop", None)] for question in (near, roomy, whole)})
     told = json.loads((folder / "samples.json").read_text())
     lines = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     lines[0]["prompt_ids"] += [11] * 20

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upft import reading
 from upft.errors import DataError, StoreError
 from upft.store import MANIFEST, Artifact, Store
 
@@ -91,18 +92,11 @@ def read(path: Path, task: str | None = None, settings: Mapping[str, Any] | None
     """Graded answers of a JSONL file: rows with id, index and right (`true`/`false` or 1/0). Without an index rows of one
     id count as its samples in the order they come. Raises DataError, naming the line."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", FORMS) from error
-    for number, line in enumerate(lines, 1):
+    for number, line in reading.lines(path):
         if not line.strip():
             continue
         where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is not JSON: {error}", "one JSON object a line, in UTF-8") from error
+        row = reading.parsed(where, line, "one JSON object a line, in UTF-8")
         if not isinstance(row, dict) or "id" not in row or "right" not in row:
             lacking = [key for key in ("id", "right") if not isinstance(row, dict) or key not in row]
             raise DataError(f"{where} has no {' and no '.join(lacking)}",
