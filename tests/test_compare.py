@@ -149,7 +149,8 @@ def test_other_settings_are_told(store: Store, told: Callable[..., Any]) -> None
                   "A has n=2 samples a question, B n=4"):
         assert words in warned
     assert list(found["tasks"]["toy"]["measures"]) == ["accuracy", "pass@2"]
-    assert found["tasks"]["toy"]["settings"]["b"] == {"protocol": "standard", "temperature": 0.6, "max_tokens": 128}
+    assert found["tasks"]["toy"]["settings"]["b"] == {"protocol": "standard", "temperature": 0.6, "max_tokens": 128,
+                                                          "judge": "none"}
 
 
 def test_a_key_or_its_first_digits(store: Store, told: Callable[..., Any], refused: Callable[..., str]) -> None:
@@ -194,7 +195,7 @@ def test_a_reports_judged_and_chosen_answers_are_compared(store: Store, told: Ca
     kinder = {**BASE, "b": [1, 1]}
     after = evaluate(store, kinder, stage="judge", **JUDGE), evaluate(store, TRAINED, stage="judge", **JUDGE)
     found, _, warned = told(report(store, judged=after, toy=(base, trained)))
-    assert found["tasks"]["toy"]["answers"] == {side: str(path / "answers.jsonl") for side, path in zip("ab", after, strict=True)}
+    assert list(found["tasks"]["toy"]["answers"].values()) == [str(path / "answers.jsonl") for path in after]
     assert found["tasks"]["toy"]["lost"] == ["b", "c"]
     assert found["tasks"]["toy"]["settings"]["a"]["judge"] == "org/judge"
     assert "max_tokens" not in found["tasks"]["toy"]["settings"]["a"], "the judge's own replies are not the answers"

@@ -28,14 +28,15 @@ SIDES = ("base", "trained")
 """Roles of the evaluations that a report was made from."""
 STAGES = ("evaluate", "judge", "verify")
 """Whose artifacts are graded answers: a model's, those a judge has looked at, those a verifier has chosen."""
-FORMS = ("give a folder of an evaluate, judge, verify or report artifact, its key (6 hex digits are enough, see --store), or a JSONL file of "
-         "graded answers with id, index and right")
+FORMS = ("give a folder of an evaluate, judge, verify or report artifact, its key (6 hex digits are enough, see --store), or a "
+         "JSONL file of graded answers with id, index and right")
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """One model's answers to one task. task: None where nothing names it. settings: how the answers were got, as far as is
-    known: protocol, temperature, max_tokens, judge ("none": nobody but the rule). rows: by question id, then index; every question has `samples` of them."""
+    known: protocol, temperature, max_tokens, judge (the model; "none": the rule alone has graded). rows: by question id, then
+    index; every question has `samples` of them."""
 
     task: str | None
     where: str
