@@ -72,6 +72,16 @@ def test_data_without_answers_is_not_split_by_difficulty(parse, write_jsonl):
     assert not cell.named("grade")
 
 
+def test_models_are_compared_in_float32_whatever_they_sample_in(parse):
+    """In bfloat16 what is measured of two models that lie close together is rounding."""
+    def spec(*more):
+        [compared] = plan(parse(*ASKED, *more)).named("kl")
+        return compared.spec.dtype
+
+    assert [spec(), spec("model.dtype=bfloat16")] == [Dtype.float32] * 2
+    assert spec("analysis.kl.dtype=bfloat16") is Dtype.bfloat16
+
+
 def test_prefixes_alone_are_sampled_where_whole_traces_are_not_asked_for(parse):
     [counted] = plan(parse("analysis=consistency", "analysis.consistency.whole=false", *SMALL)).named("consistency")
     spec = counted.inputs["samples"].spec

@@ -2,8 +2,8 @@
 
 A prefix that several traces share is continued once for all of them; one whose trace was over by then, or that fills the
 model's context, is not continued, it is its own outcome. Writes points.jsonl (a line a trace and length: which prefix that is),
-and for grading the files of a sampling: questions.jsonl (a line a prefix: its prompt with the prefix at its end), samples.jsonl,
-samples.json; ledger.json. Knows nothing of answers but the verdicts by which it chooses traces.
+and for grading the files of a sampling: questions.jsonl (a line a prefix: its prompt with the prefix at its end),
+samples.jsonl, samples.json; ledger.json. Knows nothing of answers but the verdicts by which it chooses traces.
 """
 
 from __future__ import annotations
