@@ -31,23 +31,26 @@ def rows(right: Mapping[str, list[int]], votes: bool = False) -> list[dict[str, 
              **({"vote": "5" if r else None} if votes else {})} for i, one in right.items() for n, r in enumerate(one)]
 
 
-def evaluate(store: Store, right: Mapping[str, list[int]], task: str = "toy", votes: bool = False, **spec: Any) -> Path:
-    """A finished evaluate artifact, put there by the store itself."""
+def evaluate(store: Store, right: Mapping[str, list[int]], task: str = "toy", votes: bool = False, stage: str = "evaluate",
+             **spec: Any) -> Path:
+    """A finished evaluate artifact, put there by the store itself. stage: or another one of graded answers."""
     told = {"task": task, "n": 2, "max_tokens": 64, "sampling": {"temperature": 0.0}, **spec}
-    identity = {"stage": "evaluate", "spec": told, "inputs": {}, "of": sorted(right.items())}
+    identity = {"stage": stage, "spec": told, "inputs": {}, "of": sorted(right.items())}
 
     def make(folder: Path) -> None:
         (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(right, votes)))
         (folder / "scores.json").write_text(json.dumps({"task": task, "temperature": told["sampling"]["temperature"],
                                                         **({"protocol": told["protocol"]} if "protocol" in told else {})}))
 
-    return store.build("evaluate", digest(identity)[:20], identity, make)[0].path
+    return store.build(stage, digest(identity)[:20], identity, make)[0].path
 
 
-def report(store: Store, **tasks: tuple[Path, Path]) -> Path:
-    """A finished report artifact over evaluations."""
+def report(store: Store, judged: tuple[Path, Path] | None = None, **tasks: tuple[Path, Path]) -> Path:
+    """A finished report artifact over evaluations. judged: of the task `toy`, what a judge made of them."""
     inputs = {f"{side}:{task}": path.name for task, pair in tasks.items()
               for side, path in zip(("base", "trained"), pair, strict=True)}
+    for side, path in zip(("base", "trained"), judged or (), strict=False):
+        inputs[f"judged:{side}:toy"] = path.name
     identity = {"stage": "report", "spec": {"tasks": list(tasks)}, "inputs": inputs}
     return store.build("report", digest(identity)[:20], identity, lambda folder: (folder / "results.json").touch())[0].path
 
@@ -146,7 +149,8 @@ def test_other_settings_are_told(store: Store, told: Callable[..., Any]) -> None
                   "A has n=2 samples a question, B n=4"):
         assert words in warned
     assert list(found["tasks"]["toy"]["measures"]) == ["accuracy", "pass@2"]
-    assert found["tasks"]["toy"]["settings"]["b"] == {"protocol": "standard", "temperature": 0.6, "max_tokens": 128}
+    assert found["tasks"]["toy"]["settings"]["b"] == {"protocol": "standard", "temperature": 0.6, "max_tokens": 128,
+                                                          "judge": "none"}
 
 
 def test_a_key_or_its_first_digits(store: Store, told: Callable[..., Any], refused: Callable[..., str]) -> None:
@@ -182,6 +186,30 @@ def test_a_report_alone_and_two_reports(store: Store, told: Callable[..., Any], 
     assert "nothing to compare it with" in refused(base[0])
 
 
+JUDGE = {"model": {"source": {"id": "org/judge"}}, "max_tokens": 300}
+
+
+def test_a_reports_judged_and_chosen_answers_are_compared(store: Store, told: Callable[..., Any]) -> None:
+    """Those that the report itself counts: not the rule's verdicts where a judge has looked, and a verifier's choice."""
+    base, trained = evaluate(store, BASE), evaluate(store, TRAINED)
+    kinder = {**BASE, "b": [1, 1]}
+    after = evaluate(store, kinder, stage="judge", **JUDGE), evaluate(store, TRAINED, stage="judge", **JUDGE)
+    found, _, warned = told(report(store, judged=after, toy=(base, trained)))
+    assert list(found["tasks"]["toy"]["answers"].values()) == [str(path / "answers.jsonl") for path in after]
+    assert found["tasks"]["toy"]["lost"] == ["b", "c"]
+    assert found["tasks"]["toy"]["settings"]["a"]["judge"] == "org/judge"
+    assert "max_tokens" not in found["tasks"]["toy"]["settings"]["a"], "the judge's own replies are not the answers"
+    assert warned == ""
+    chosen = evaluate(store, {i: [1] for i in BASE}, stage="verify")
+    found, _, _ = told(report(store, toy=(base, chosen)))
+    assert found["tasks"]["toy"]["answers"]["b"] == str(chosen / "answers.jsonl")
+    for one in (after[0], chosen):
+        found, _, _ = told(base.name[:8], one.name[:8], "--store", store.root)
+        assert found["tasks"]["toy"]["answers"]["b"] == str(one / "answers.jsonl")
+    _, _, warned = told(base, after[0])
+    assert "A was evaluated with judge=none, B with org/judge" in warned
+
+
 def test_flipped_questions_are_shown(store: Store, told: Callable[..., Any]) -> None:
     a, b = evaluate(store, BASE), evaluate(store, TRAINED)
     _, shown, _ = told(a, b, "--show", 2)
@@ -194,6 +222,7 @@ def test_flipped_questions_are_shown(store: Store, told: Callable[..., Any]) -> 
 
 @pytest.mark.parametrize(("lines", "words"), [
     (['{"id": 1, "index": 0, "right": true}', "{"], "line 2 is not JSON"),
+    (['{"id": 1, "index": 0, "right": true}', "[" * 100_000], "line 2 is not JSON"),
     (['{"id": 1, "index": 0}'], "line 1 has no right"),
     (["[1]"], "line 1 has no id and no right"),
     (['{"id": 1, "index": 0, "right": "yes"}'], "right='yes' is no verdict"),
@@ -209,6 +238,12 @@ def test_bad_files_are_named(tmp_path: Path, write_jsonl: Callable[..., Path], r
     message = refused(bad, good)
     assert words in message
     assert str(bad) in message
+
+
+def test_a_byte_order_mark_and_a_line_separator_in_a_text_are_no_obstacle(tmp_path: Path, told: Callable[..., Any]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"id": 1, "right": true, "completion": "a\u2028b"}\n{"id": 2, "right": false}\n'.encode())
+    assert told(path, path)[0]["tasks"]["answers"]["questions"] == 2
 
 
 def test_nothing_in_common_and_nothing_there(tmp_path: Path, store: Store, write_jsonl: Callable[..., Path],

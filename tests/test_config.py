@@ -116,6 +116,10 @@ def test_papers_settings_reach_prefix_and_train(parse):
     (["sample.top_p=0"], ["sample.top_p=0", "(0, 1]"]),
     (["sample.max_tokens=4"], ["sample.max_tokens=4", "prefix.len=8"]),
     (["sample.trace_ratio=0.05"], ["sample.trace_ratio=0.05", "prefix.ratio=0.1"]),
+    (["sample.trace_ratio=1", "sample.trace_max_tokens=7"], ["trace_max_tokens=7", "prefix.len=8", "trace_ratio=1.0"]),
+    (["sample.trace_ratio=0.2", "sample.trace_max_tokens=7"], ["trace_max_tokens=7", "prefix.len=8", "trace_ratio=0.2"]),
+    (["method=upft_label_filter", "sample.trace_max_tokens=7"], ["trace_max_tokens=7", "prefix.len=8", "label_filter=true"]),
+    (["prefix.len=auto", "sample.trace_ratio=1", "sample.trace_max_tokens=63"], ["trace_max_tokens=63", "diagnose.longest=64"]),
     (["train.lr=0"], ["train.lr=0", "2e-6"]),
     (["train.max_length=8"], ["train.max_length=8", "prefix.len=8"]),
     (["eval.n=4", "eval.temperature=0"], ["eval.n=4", "eval.temperature=0"]),
@@ -180,6 +184,16 @@ def test_refused_by_parse(overrides, names, parse):
     for name in names:
         assert name in str(refusal.value)
     assert refusal.value.remedy
+
+
+@pytest.mark.parametrize("overrides", [
+    ["sample.trace_max_tokens=7"],  # prefixes have a limit of their own
+    ["sample.trace_ratio=1", "prefix.ratio=1", "sample.trace_max_tokens=7"],  # there are no prefixes
+    ["sample.trace_ratio=1", "sample.trace_max_tokens=8"],
+    ["method=sft", "sample.trace_max_tokens=7"],
+])
+def test_whole_traces_may_be_shorter_than_a_prefix_that_is_not_cut_from_them(overrides, parse):
+    parse(*overrides)
 
 
 @pytest.mark.parametrize(("override", "names"), [

@@ -73,6 +73,50 @@ def test_bad_rows_are_named(lines, names, tmp_path):
         assert name in str(refusal.value)
 
 
+@pytest.mark.parametrize(("name", "raw", "names"), [
+    ("a.jsonl", '{"question": "a"}\n{"question": "café"}\n'.encode("latin-1"), ["line 2 is not in UTF-8", "save the file as"]),
+    ("a.csv", "question\na\ncafé\n".encode("latin-1"), ["line 3 is not in UTF-8", "save the file as"]),
+    ("a.json", '[{"question":\n"café"}]'.encode("latin-1"), ["line 2 is not in UTF-8", "save the file as"]),
+    ("a.csv", "question\na\n".encode("utf-16"), ["line 1 is not in UTF-8"]),
+    ("a.jsonl", b'{"question": "half of \\ud83d"}', ["line 1: 'question'", "lone surrogate"]),
+    ("a.jsonl", b'{"question": "a"}\n{"question": ' + b"[" * 100_000, ["line 2 is not JSON"]),
+    ("a.json", b"[" * 100_000, ["is not JSON", "list of rows"]),
+    ("a.csv", b"q,answer\na?,1,2\n", ["line 2 has 3 cells, its header 2", "double quotes"]),  # else 'a?' and '1' were read
+    ("a.csv", b'problem,answer\n"two\nlines",1\nb,2\n', ["line 3 has no 'question'", "problem"]),
+    ("a.csv", b'question\na\n"b\nc\nd\n', ["is not CSV", "quotes"]),  # else one question of three
+])
+def test_files_that_are_not_what_they_seem_are_named(name, raw, names, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    with pytest.raises(DataError) as refusal:
+        load(spec(path))
+    for part in [str(path), *names]:
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize(("name", "raw", "text"), [
+    ("a.jsonl", b'\xef\xbb\xbf{"question": "a?"}\n', "a?"),
+    ("a.json", b'\xef\xbb\xbf[{"question": "a?"}]', "a?"),
+    ("a.csv", b"\xef\xbb\xbfquestion\r\na?\r\n", "a?"),  # as Excel writes it
+    ("a.csv", b"question,answer\na?,1,,\n", "a?"),
+    ("a.csv", b'question\n"' + b"x" * 200_000 + b'"\n', "x" * 200_000),
+    ("a.jsonl", '{"question": "a\u2028b"}\n'.encode(), "a\u2028b"),
+])
+def test_files_from_other_programs_are_read(name, raw, text, tmp_path):
+    (tmp_path / name).write_bytes(raw)
+    assert [q.text for q in load(spec(tmp_path / name)).rows] == [text]
+
+
+def test_a_parquet_file_whose_text_is_not_unicode_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    latin = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xe9"))
+    pq.write_table(pa.table({"question": latin}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
+        load(spec(tmp_path / "a.parquet"))
+
+
 @pytest.mark.parametrize(("fmt", "text", "names"), [
     (AnswerFormat.gsm8k, "the answer is 3", ["line 1", "'answer' has no gold answer", "####"]),
     (AnswerFormat.boxed, "the answer is 3", ["line 1", "'answer' has no gold answer", "boxed"]),

@@ -174,10 +174,12 @@ def test_a_diagnosis_that_suggests_nothing_is_refused(three: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(("first", "changes", "used"), [
     (["First", ",", "Ġwe"], {}, 2),  # cut at 2
-    (["First", ",", "Ġwe"], {"prefix_len": 5}, 3),  # not so many are there
+    (["First", ",", "Ġwe"], {"prefix_len": 5}, 0),  # the limit cut it before
+    (["First", ",", "<|eos|>"], {"prefix_len": 5}, 3),  # it ended before
     (["First", "<|eos|>"], {}, 2),  # its EOS is its own
-    (["First", ",", "Ġ", "Ġwe", "Ġadd"], {"unit": CutUnit.word, "prefix_len": 9}, 4),  # the second space is lost
-    (["ha", "nd"], {"unit": CutUnit.word, "prefix_len": 9}, 2),  # in the row it is h, an, d: no more than was sampled
+    (["First", ",", "Ġ", "Ġwe", "Ġadd"], {"unit": CutUnit.word, "prefix_len": 5}, 4),  # the second space is lost
+    (["First", ",", "Ġ", "Ġwe", "Ġadd"], {"unit": CutUnit.word, "prefix_len": 6}, 0),  # the limit cut it before
+    (["ha", "nd"] * 2 + ["<|eos|>"], {"unit": CutUnit.word, "prefix_len": 9}, 5),  # in the row h, an, d twice: 6, of 5 sampled
     (["First", ",", "Ġwe"], {"max_length": 30}, 0),  # its row is too long
 ])
 def test_discarded_tokens_are_those_sampled_and_in_no_row(first: list[str], changes: dict[str, Any], used: int,
@@ -187,13 +189,49 @@ def test_discarded_tokens_are_those_sampled_and_in_no_row(first: list[str], chan
     ids = tokenizer.convert_tokens_to_ids(first)
     assert None not in ids
     whole, short = ends("We add: \\boxed{4}"), ends("4")
-    folder = samples({one: [(ids, "length", None), ([11, 12], "length", None)],
+    folder = samples({one: [(ids, "stop" if first[-1] == "<|eos|>" else "length", None), ([11, 12], "length", None)],
                       two: [(whole, "length", None), (short, "stop", None)],  # cut, so it makes no row
                       three: [(short, "stop", None), (whole, "stop", None)]})
     run(build, replace(SPEC, **changes), {"samples": folder}, tmp_path / "out")
     assert len(completions(tmp_path / "out")) == 1 + (used > 0)
     sampled = len(first) + 2 + 2 * (len(whole) + len(short))
     assert Ledger.read(tmp_path / "out").discarded_tokens == sampled - used - len(short)
+
+
+@pytest.mark.parametrize("unit", list(CutUnit))
+def test_a_prefix_that_the_limit_cut_short_gets_no_eos(unit: CutUnit, samples: Callable, ends: Callable, tokenizer: Any,
+                                                       tmp_path: Path) -> None:
+    """Sampled as whole traces, which an early limit cut: no row ends where nothing ended. A trace that ended itself counts."""
+    cut, full, ended = questions(False, 3)
+    ids = ends("We add 2 to 2")
+    assert len(ids) > 5
+    folder = samples({cut: [(ids[:4], "length", None)], full: [(ids[:5], "length", None)], ended: [(ends("4"), "stop", None)]})
+    run(build, replace(SPEC, prefix_len=5, unit=unit), {"samples": folder}, tmp_path / "out")
+    found, eos = completions(tmp_path / "out"), tokenizer.eos_token_id
+    assert len(found) == 2
+    assert unit is CutUnit.word or found == [[*ids[:5], eos], ends("4")]
+    assert json.loads((tmp_path / "out" / "rows.json").read_text())["left_out"][build.SHORT] == 1
+
+
+def test_rows_do_not_depend_on_whether_their_sampling_is_shared(samples: Callable, ends: Callable, tmp_path: Path) -> None:
+    """A question with no room for a prefix in the model's context is not asked for prefixes alone; asked for a whole trace,
+    which needs no such room, it gives no prefix row either, even where its trace ended in time."""
+    near, roomy, whole = *questions(False, 2), questions(True, 1)[0]
+    folder = samples({question: [(ends("4"), "stop", None)] for question in (near, roomy, whole)})
+    told = json.loads((folder / "samples.json").read_text())
+    lines = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    lines[0]["prompt_ids"] += [11] * 20
+    lines[2]["prompt_ids"] += [11] * 20
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    full = len(lines[0]["prompt_ids"]) + 5
+    for context, rows, lost in ((full, 3, {}), (full - 1, 2, {build.CRAMPED: 1})):
+        (folder / "samples.json").write_text(json.dumps({**told, "context": context}))
+        out = tmp_path / str(context)
+        run(build, replace(SPEC, prefix_len=5), {"samples": folder}, out)
+        assert len(completions(out)) == rows, "a whole trace needs room for itself alone"
+        found = json.loads((out / "rows.json").read_text())
+        assert {reason: count for reason, count in found["left_out"].items() if count} == lost
+        assert found["questions"] == 3
 
 
 def test_the_samples_are_read_as_rows_are_asked_for(three: Path, tokenizer: Any) -> None:

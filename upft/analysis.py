@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from upft.choices import Dtype
 from upft.errors import demand
 
 
@@ -87,6 +88,9 @@ class KlConfig:
     """Traces a question."""
     longest: int = MISSING
     """Last position of the curve, tokens; sums are over whole traces."""
+    dtype: Dtype = MISSING
+    """Number format in which both models compute, whatever model.dtype is. The rounding of bfloat16 is a floor under the
+    divergence of models that lie close together."""
 
     def __post_init__(self) -> None:
         _at_least("kl", questions=(self.questions, 2), n=(self.n, 1), longest=(self.longest, 1))

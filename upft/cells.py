@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upft import reading
 from upft.errors import DataError, StoreError
 from upft.store import MANIFEST, Artifact, Store
 
@@ -25,14 +26,17 @@ SHORTEST = 6
 """Hex digits of a key that are enough to look it up."""
 SIDES = ("base", "trained")
 """Roles of the evaluations that a report was made from."""
-FORMS = ("give a folder of an evaluate or report artifact, its key (6 hex digits are enough, see --store), or a JSONL file of "
-         "graded answers with id, index and right")
+STAGES = ("evaluate", "judge", "verify")
+"""Whose artifacts are graded answers: a model's, those a judge has looked at, those a verifier has chosen."""
+FORMS = ("give a folder of an evaluate, judge, verify or report artifact, its key (6 hex digits are enough, see --store), or a "
+         "JSONL file of graded answers with id, index and right")
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """One model's answers to one task. task: None where nothing names it. settings: how the answers were got, as far as is
-    known: protocol, temperature, max_tokens. rows: by question id, then index; every question has `samples` of them."""
+    known: protocol, temperature, max_tokens, judge (the model; "none": the rule alone has graded). rows: by question id, then
+    index; every question has `samples` of them."""
 
     task: str | None
     where: str
@@ -91,18 +95,11 @@ def read(path: Path, task: str | None = None, settings: Mapping[str, Any] | None
     """Graded answers of a JSONL file: rows with id, index and right (`true`/`false` or 1/0). Without an index rows of one
     id count as its samples in the order they come. Raises DataError, naming the line."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", FORMS) from error
-    for number, line in enumerate(lines, 1):
+    for number, line in reading.lines(path):
         if not line.strip():
             continue
         where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is not JSON: {error}", "one JSON object a line, in UTF-8") from error
+        row = reading.parsed(where, line, "one JSON object a line, in UTF-8")
         if not isinstance(row, dict) or "id" not in row or "right" not in row:
             lacking = [key for key in ("id", "right") if not isinstance(row, dict) or key not in row]
             raise DataError(f"{where} has no {' and no '.join(lacking)}",
@@ -141,7 +138,7 @@ def _folder(given: str, path: Path, store: Store) -> list[Cell]:
 
 
 def _by_key(given: str, store: Store) -> Artifact:
-    found = [(stage, path.name) for stage in ("evaluate", "report") for path in sorted((store.root / stage).glob(f"{given}*"))
+    found = [(stage, path.name) for stage in (*STAGES, "report") for path in sorted((store.root / stage).glob(f"{given}*"))
              if path.is_dir() and re.fullmatch(r"[0-9a-f]+", path.name)]
     if len(found) > 1:
         raise StoreError(f"{given} begins {len(found)} keys: " + ", ".join("/".join(one) for one in found), "give more digits")
@@ -160,8 +157,9 @@ def _report(given: str, report: Artifact, store: Store) -> list[Cell]:
     for side in SIDES:
         evaluated = []
         for task in tasks:
-            key = inputs.get(f"{side}:{task}")
-            artifact = store.find("evaluate", str(key)) if key is not None else None
+            key = inputs.get(f"judged:{side}:{task}", inputs.get(f"{side}:{task}"))  # as the report itself has it
+            # a key is the hash of its stage too, so no two stages share one
+            artifact = next((found for stage in STAGES if (found := store.find(stage, str(key))) is not None), None)
             if artifact is None:
                 raise StoreError(f"{given}: the report's evaluation {side}:{task} (key {key}) is not in {store.root}",
                                  "give the store it lies in with --store DIR, or run the cell again")
@@ -173,10 +171,16 @@ def _report(given: str, report: Artifact, store: Store) -> list[Cell]:
 
 
 def _evaluated(folder: Path, task: str | None = None) -> Evaluated:
-    spec, scores = _json(folder / "spec.json").get("spec", {}), _json(folder / "scores.json")
+    identity, scores = _json(folder / "spec.json"), _json(folder / "scores.json")
+    spec, judge = identity.get("spec", {}), None
+    if identity.get("stage") == "judge":
+        source = spec["model"]["source"]
+        spec, judge = {}, source.get("id", source.get("sha256", "")[:12])  # its spec tells of the judge's own replies
+    elif "stage" in identity:
+        judge = "none"
     known = {"protocol": scores.get("protocol", spec.get("protocol")),
              "temperature": scores.get("temperature", spec.get("sampling", {}).get("temperature")),
-             "max_tokens": spec.get("max_tokens", scores.get("max_tokens"))}
+             "max_tokens": spec.get("max_tokens", scores.get("max_tokens")), "judge": judge}
     named = task or scores.get("task") or spec.get("task")
     return read(folder / ANSWERS, named, {key: value for key, value in known.items() if value is not None})
 

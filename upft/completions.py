@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from upft import grading
+from upft import grading, reading
 from upft.choices import AnswerFormat, AnswerKind
 from upft.errors import DataError, nearest
 
@@ -75,21 +75,13 @@ def read(path: Path, fields: Fields, kind: AnswerKind) -> Iterator[Completion]:
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, object) of every line that is not blank. Raises DataError for a file or line that cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                if not raw.strip():
-                    continue
-                try:
-                    row = json.loads(raw)
-                except ValueError as error:
-                    raise DataError(f"{path} line {number} is not JSON: {error}", "mend or remove that line") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path} line {number} holds a {type(row).__name__}, not an object",
-                                    "give one JSON object a line")
-                yield number, row
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", "give the path of a file of JSON lines") from error
+    for number, line in reading.lines(path):
+        if line.strip():
+            row = reading.parsed(f"{path} line {number}", line)
+            if not isinstance(row, dict):
+                raise DataError(f"{path} line {number} holds a {type(row).__name__}, not an object",
+                                "give one JSON object a line")
+            yield number, row
 
 
 def find(path: Path, row: dict[str, Any], line: int, fields: Fields) -> Fields:

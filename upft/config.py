@@ -263,6 +263,12 @@ class Config:
             raise ConfigError(
                 f"sample.trace_ratio={self.sample.trace_ratio} is less than prefix.ratio={self.prefix.ratio}",
                 "raise sample.trace_ratio, or leave it null")
+        sampled_whole = 1.0 if self.method.samples_whole else self.sample.trace_ratio
+        if (sampled_whole is not None and sampled_whole > self.prefix.ratio  # some prefixes are cut from whole traces
+                and self.sample.trace_max_tokens < longest):
+            chosen = "method.label_filter=true" if self.method.label_filter else f"sample.trace_ratio={sampled_whole}"
+            raise ConfigError(f"sample.trace_max_tokens={self.sample.trace_max_tokens} is less than {named}, and prefixes are "
+                              f"cut from whole traces ({chosen})", "raise sample.trace_max_tokens, or shorten the prefix")
         if longest >= self.train.max_length:
             raise ConfigError(f"{named} leaves no room in train.max_length={self.train.max_length}",
                               "shorten the prefix or raise train.max_length")

@@ -6,12 +6,12 @@ anything malformed stops with the file and line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from upft import reading
 from upft.choices import AnswerFormat
 from upft.errors import DataError, nearest
 from upft.prefix import question_id
@@ -129,48 +129,58 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, record) of every row; `where` names file and line for messages."""
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
+        for number, line in reading.lines(path):
+            if line.strip():
                 where = f"{path} line {number}"
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{where} is not JSON: {error}", "mend or remove that line") from error
-                yield where, _mapping(where, record)
+                yield where, _mapping(where, reading.parsed(where, line))
     elif suffix == ".json":
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}", "give a JSON list of rows, or a .jsonl file") from error
+        remedy = "give a JSON list of rows, or a .jsonl file"
+        records = reading.parsed(str(path), "".join(line for _, line in reading.lines(path)), remedy)
         if not isinstance(records, list):
-            raise DataError(f"{path} holds a {type(records).__name__}, not a list",
-                            "give a JSON list of rows, or a .jsonl file")
+            raise DataError(f"{path} holds a {type(records).__name__}, not a list", remedy)
         for number, record in enumerate(records, 1):
             where = f"{path} entry {number}"
             yield where, _mapping(where, record)
     elif suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        yield from _parquet(path)
+    elif suffix == ".csv":
+        yield from _csv(path)
+    else:
+        raise DataError(f"{path}: unknown kind of file '{suffix}'", "give .jsonl, .json, .csv or .parquet")
 
-        try:
-            table = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path} is not a Parquet file: {error}", "give .jsonl, .json, .csv or .parquet") from error
-        number = 0
-        for batch in table.iter_batches():
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number, file = 0, None
+    try:
+        file = pq.ParquetFile(path)
+        for batch in file.iter_batches():
             for record in batch.to_pylist():
                 number += 1
                 yield f"{path} row {number}", record
-    elif suffix == ".csv":
-        import csv
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        what = "is not a Parquet file" if file is None else "cannot be read"
+        raise DataError(f"{path} {what}: {error}", "give .jsonl, .json, .csv or .parquet") from error
 
-        with path.open(encoding="utf-8", newline="") as stream:
-            for number, record in enumerate(csv.DictReader(stream), 2):
-                yield f"{path} line {number}", dict(record)
-    else:
-        raise DataError(f"{path}: unknown kind of file '{suffix}'", "give .jsonl, .json, .csv or .parquet")
+
+def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import csv
+
+    csv.field_size_limit(2**31 - 1)  # its own is 131,072 characters: fewer than some solutions have
+    rows = csv.DictReader((line for _, line in reading.lines(path, newline="")), strict=True)
+    try:
+        for row in rows:
+            where, record = f"{path} line {rows.line_num}", dict(row)
+            more = record.pop(None, [])
+            if any(more):  # a text with a comma that nothing quotes would be read in part
+                raise DataError(f"{where} has {len(record) + len(more)} cells, its header {len(record)}",
+                                'put texts that hold a comma in double quotes, or give the column a name')
+            yield where, record
+    except csv.Error as error:
+        raise DataError(f"{path} line {rows.line_num} is not CSV: {error}",
+                        "mend the quotes: one within a quoted text is doubled") from error
 
 
 def _mapping(where: str, record: Any) -> dict[str, Any]:
@@ -199,7 +209,11 @@ def _field(where: str, record: dict[str, Any], name: str, setting: str) -> str:
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise DataError(f"{where}: '{name}' is a {type(value).__name__}, not text", "give text there")
-    return str(value)
+    text = str(value)
+    if not reading.encodable(text):
+        raise DataError(f"{where}: '{name}' holds half of a character (a lone surrogate)", "write that character whole, or "
+                        "remove the row")
+    return text
 
 
 def _answer(where: str, text: str, spec: QuestionsSpec) -> str:

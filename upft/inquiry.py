@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from upft.analysis import AnalysisConfig
-from upft.choices import Dtype
 from upft.specs import (
     BranchSpec,
     ConsistencySpec,
@@ -50,7 +49,6 @@ class Inquiry(Generic[S]):
     train: S
     diagnosis: S
     prefix_len: int | None
-    dtype: Dtype
 
     def stages(self, asked: AnalysisConfig) -> dict[str, S]:
         """Stages by the role they play in the report: analysis:NAME what was found, analysis:NAME:WHAT what it took."""
@@ -122,7 +120,7 @@ class Inquiry(Generic[S]):
         given = asked.kl
         assert given is not None
         samples = self._sampled("sample traces to compare", given.questions, given.n)
-        spec = KlSpec(self.whole.model, self.dtype, self.prefix_len, given.longest, self.whole.sampling.seed)
+        spec = KlSpec(self.whole.model, given.dtype, self.prefix_len, given.longest, self.whole.sampling.seed)
         inputs = {"samples": samples, "model": self.train}
         if self.prefix_len is None:
             inputs["diagnosis"] = self.diagnosis

@@ -41,7 +41,7 @@ from upft.specs import (
 )
 
 VERSIONS = {"sample": 3, "diagnose": 1, "grade": 1, "build": 3, "pair": 1, "reference": 1, "train": 2, "evaluate": 2,
-            "judge": 1, "verify": 1, "branch": 1, "consistency": 2, "errors": 2, "coverage": 2, "kl": 1, "report": 5}
+            "judge": 1, "verify": 1, "branch": 1, "consistency": 2, "errors": 2, "coverage": 3, "kl": 2, "report": 5}
 """Raised by hand when a stage's code changes what it would write for the same spec."""
 
 
@@ -165,7 +165,7 @@ class _Cell:
         return Inquiry(Stage, questions, SampleSpec(self.model, self.prompt, questions(1), sampling, 1, longest, 1.0, longest,
                                                     False),
                        source.answer_field is not None or source.arithmetic is not None, train, self.made["diagnosis"],
-                       config.prefix.fixed, config.model.dtype)
+                       config.prefix.fixed)
 
     def _pilot(self) -> Stage | None:
         """The diagnosis of a pilot sampling, where the prefix length must be known before the sampling proper."""

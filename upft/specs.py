@@ -282,7 +282,8 @@ class CoverageSpec:
 
 @dataclass(frozen=True)
 class KlSpec:
-    """Divergence between base and trained model by position. prefix_len: null = what the diagnosis upstream suggests."""
+    """Divergence between base and trained model by position. dtype: in which both compute; prefix_len: null = what the
+    diagnosis upstream suggests."""
 
     model: ModelSpec
     dtype: c.Dtype

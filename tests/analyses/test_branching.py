@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from upft import statistics
 from upft.analyses import branching
 from upft.analyses.branching import MODELS, Point, Sides, Solved, critical, means, sides, solved, together
+from upft.report import analyses, panels
 
 
 def errors(points, continuations, margin, seed):
@@ -144,6 +146,29 @@ def test_coverage_tells_a_model_that_only_chooses_from_one_that_only_goes_on_bet
         coverage({**broken, ("base", "trained"): broken["base", "trained"][:20]}, 4, 0)
 
 
+def test_a_part_of_which_no_question_moved_gets_no_bar():
+    """One model proposes and both continue alike: no spread, and no interval made of what one question in seven might do."""
+    rng = np.random.default_rng(2)
+    rows = [branching.Solved(f"q{n}", {cell: np.full(2, value) for cell in branching.CELLS})
+            for n, value in enumerate(rng.integers(0, 17, 20) / 16)]
+    moves = [replace(one, by=dict(one.by)) for one in rows]
+    for one in moves[:5]:  # what training made of it goes on better, from whosever prefixes of 4 tokens
+        one.by["base", "trained"] = one.by["trained", "trained"] = one.by["base", "base"] + np.array([1 / 16, 0])
+    found = branching.coverage([moves], [4, 8], 16, 0)
+    assert [[found[part][i]["moved"] for part in ("change", "coverage", "accuracy")] for i in (0, 1)] == [[5, 0, 5], [0, 0, 0]]
+    assert branching.coverage([rows, moves], [4, 8], 16, 0)["accuracy"][0]["moved"] == 5, "under one seed of two"
+    [section] = analyses.sections({"coverage": found}, "UPFT")
+    assert "0.0 (no question moved) are coverage and +1.6 [" in section.text[1]
+    assert section.text[2] == "Split at 8 tokens: no question moved."
+    cells = section.tables[0].rows[0].cells
+    assert (cells[-2].text, cells[-2].interval, cells[-2].below) == ("0.0", "", "no question moved")
+    assert cells[-2].data["low"] is None
+    assert cells[-1].interval
+    lines = [line.get_xdata() for line in panels.coverage([("", found)]).axes[0].lines]
+    bars = [ends for ends in lines if len(ends) == 2 and ends[0] != ends[1]]
+    assert len(bars) == 2, "the change at 4 tokens, and its accuracy"
+
+
 def test_coverage_over_seeds_is_crossed_and_seeds_that_disagree_widen_it():
     rng = np.random.default_rng(2)
 
@@ -159,7 +184,7 @@ def test_coverage_over_seeds_is_crossed_and_seeds_that_disagree_widen_it():
     value = {cell: np.array([[one.by[cell][0] for one in some] for some in drawn]) for cell in drawn[0][0].by}
     bb, bt, tb, tt = (value[i, j] for i in MODELS for j in MODELS)
     wanted = statistics.paired_over_seeds((bb + tb) / 2, (bt + tt) / 2)
-    assert found["accuracy"] == [pytest.approx(vars(wanted))]
+    assert found["accuracy"] == [pytest.approx(vars(wanted) | {"moved": 25})]
     assert found["accuracy"][0]["test"] == "t, crossed random effects"
     assert found["coverage"][0]["difference"] + found["accuracy"][0]["difference"] == pytest.approx(
         found["change"][0]["difference"])

@@ -15,6 +15,7 @@ from upft.analyses.divergences import Apart, Parted, over_seeds, summary
 from upft.console import Console
 from upft.machine import ComputeConfig
 from upft.prefix import trace_row
+from upft.report import analyses, latex, panels, spreadsheet
 from upft.sample_log import SampleLog
 
 WEIGHTS = Path(__file__).parents[2] / "upft" / "toy" / "weights"
@@ -137,6 +138,42 @@ def test_summary_of_hand_made_traces():
     assert found["forward"]["high"][0] == pytest.approx(2 + half)
     assert found["forward"]["low"][0] == 0
     assert summary([Apart("a", np.array([1.0]), np.array([1.0]))], 2, 3, 0)["continuation"]["forward"] is None
+
+
+def test_one_question_has_no_interval_and_neither_page_nor_figure_make_one_up():
+    """Of twelve questions one goes on: behind the others' ends its mean stands alone, and the figure ends with them."""
+    rng = np.random.default_rng(3)
+    traces = [Apart(f"q{n}", *rng.gamma(2.0, 1e-9, (2, 6 if n else 8))) for n in range(12)]
+    found = summary(traces, 6, 64, 0)
+    assert found["known"] == [12] * 6 + [1] * 2
+    assert found["forward"]["mean"][6:] == list(traces[0].forward[6:])
+    assert found["forward"]["low"][6:] == found["forward"]["high"][6:] == [None, None]
+    assert None not in found["forward"]["low"][:6]
+    rest = found["continuation"]["forward"]
+    assert (rest["mean"], rest["low"], rest["high"]) == (pytest.approx(traces[0].forward[6:].mean()), None, None)
+    [section] = analyses.sections({"kl": found}, "UPFT")
+    assert f"{rest['mean']:.1e} (of one question) behind them" in section.text[0]
+    last = section.tables[1].rows[-1].cells
+    assert (last[1].text, last[3].interval, last[3].data["low"]) == ("8", "", None)
+    assert "None" not in latex.table(section.tables[1]) + spreadsheet.table(section.tables[1])
+    figure = panels.divergence(found, "UPFT")
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines[:2]] == [[1, 2, 3, 4, 5, 6]] * 2
+
+
+def test_the_shares_interval_does_not_depend_on_the_size_of_the_divergence():
+    rng = np.random.default_rng(5)
+    values = rng.gamma(2.0, 1.0, (12, 2, 8))
+    wide, tiny = (summary([Apart(f"q{n}", *(size * both)) for n, both in enumerate(values)], 2, 8, 0)["share"]
+                  for size in (1.0, 2.0**-40))
+    assert tiny == pytest.approx(wide)
+    assert tiny["low"] < tiny["value"] < tiny["high"]
+
+
+@pytest.mark.parametrize(("dtype", "named"), [("float32", False), ("bfloat16", True), (None, False)])
+def test_the_page_names_the_floor_of_rounding(dtype, named):
+    found = summary([Apart(f"q{n}", np.ones(3), np.ones(3)) for n in range(3)], 2, 3, 0)
+    [section] = analyses.sections({"kl": found | ({} if dtype is None else {"dtype": dtype})}, "UPFT")
+    assert ("Both models computed in bfloat16" in " ".join(section.text)) == named
 
 
 def test_over_seeds_is_crossed_and_only_of_common_questions():

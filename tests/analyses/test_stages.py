@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from upft import launcher, models
-from upft.choices import Style
+from upft.choices import Dtype, Engine, Style
 from upft.console import Console
 from upft.hashing import Hasher
 from upft.machine import ComputeConfig, TrackerConfig
@@ -20,8 +20,8 @@ from upft.plan import Plan, plan
 from upft.sample_log import SampleLog
 from upft.sampler import EnginePool
 from upft.sharing import distinct
-from upft.specs import ContentRef, GradeSpec, ModelSpec
-from upft.stages import Host, grade
+from upft.specs import BranchSpec, ContentRef, GradeSpec, ModelSpec, SamplingSpec
+from upft.stages import Host, branch, grade
 from upft.store import RESUME, Store
 
 WEIGHTS = Path(__file__).parents[2] / "upft" / "toy" / "weights"
@@ -72,6 +72,16 @@ def test_data_without_answers_is_not_split_by_difficulty(parse, write_jsonl):
     assert not cell.named("grade")
 
 
+def test_models_are_compared_in_float32_whatever_they_sample_in(parse):
+    """In bfloat16 what is measured of two models that lie close together is rounding."""
+    def spec(*more):
+        [compared] = plan(parse(*ASKED, *more)).named("kl")
+        return compared.spec.dtype
+
+    assert [spec(), spec("model.dtype=bfloat16")] == [Dtype.float32] * 2
+    assert spec("analysis.kl.dtype=bfloat16") is Dtype.bfloat16
+
+
 def test_prefixes_alone_are_sampled_where_whole_traces_are_not_asked_for(parse):
     [counted] = plan(parse("analysis=consistency", "analysis.consistency.whole=false", *SMALL)).named("consistency")
     spec = counted.inputs["samples"].spec
@@ -111,6 +121,31 @@ def outcomes(ran: tuple[Plan, Store], role: str) -> dict[tuple[str, int], list[f
     for point in lines(folder(ran, role) / "points.jsonl"):
         found[point["question"], point["t"], point["right"]].append(sum(texts[point["prefix"]]) / len(texts[point["prefix"]]))
     return found
+
+
+def test_a_prefix_that_fills_the_context_is_its_own_outcome(tmp_path, capsys):
+    """A trace that the context cut has lengths at which nothing can follow: they fail nothing, and are counted."""
+    prompt, samples, out = [1, *[11] * 508], tmp_path / "samples", tmp_path / "out"
+    samples.mkdir()
+    out.mkdir()
+    question = {"id": "q", "text": "2+2?", "answer": "4", "prompt_ids": prompt}
+    (samples / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    (samples / "samples.jsonl").write_text("".join(json.dumps(
+        {"id": "q", "index": n, "kind": "trace", "ids": ids, "finish_reason": "length"}) + "\n"
+        for n, ids in enumerate(([12, 13, 14], [12, 13, 15], [12, 13, 15]))))
+    (samples / "samples.json").write_text(json.dumps({"context": 512}))
+    spec = BranchSpec(ModelSpec(ContentRef("0", str(WEIGHTS)), False),
+                      SamplingSpec(Engine.transformers, Dtype.float32, 1.0, 1.0, 0, 0), (2, 3), 3, False, 4, 192)
+    with EnginePool(ComputeConfig()) as engines:
+        branch.run(spec, {"samples": samples}, out, Host(ComputeConfig(), TrackerConfig(), Console(Style.plain), engines))
+    points = lines(out / "points.jsonl")
+    assert [(p["t"], p["ended"]) for p in points] == [(2, False), (3, True)] * 3
+    drawn = lines(out / "samples.jsonl")
+    assert [(row["id"], len(row["ids"])) for row in drawn] == [(points[0]["prefix"], 1)] * 4 + [
+        (points[1]["prefix"], 0), (points[3]["prefix"], 0)]
+    told = json.loads((out / "samples.json").read_text())
+    assert (told["questions"], told["over"], told["full"]) == (3, 2, 2)
+    assert "2 prefixes fill the model's context" in capsys.readouterr().err
 
 
 @pytest.mark.slow

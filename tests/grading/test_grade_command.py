@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_bytes(b"".join((row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode())
+                              + b"\n" for row in rows))
     return path
 
 
@@ -89,6 +90,8 @@ GOOD = {"completion": "it is 5", "gold": "5"}
 @pytest.mark.parametrize(("rows", "more", "named"), [
     ([], [], ["is empty"]),
     (["{"], [], ["line 1 is not JSON"]),
+    ([GOOD, "[" * 100_000], [], ["line 2 is not JSON"]),
+    ([GOOD, b'{"completion": "caf\xe9", "gold": "5"}'], [], ["line 2 is not in UTF-8", "save the file as UTF-8"]),
     ([GOOD, "[1]"], [], ["line 2 holds a list"]),
     ([GOOD, {"completion": "5"}], [], ["line 2 has no field 'gold'"]),
     ([GOOD, {"completion": "5", "golt": "5"}], [], ["line 2", "'gold'", "did you mean 'golt'?"]),
@@ -114,6 +117,12 @@ def test_bad_input_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [part for part in named if part not in said] == []
     assert said.startswith("error: ")
     assert "remedy: " in said
+
+
+def test_a_byte_order_mark_and_half_a_character_are_no_obstacle(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", [b'\xef\xbb\xbf{"completion": "it is 5 \\ud83d", "gold": "5"}'])
+    grade.main([str(file), "--out", str(tmp_path / "o")])
+    assert [(row["right"], row["completion"]) for row in read(tmp_path / "o")] == [(True, "it is 5 \ud83d")]
 
 
 def test_help_needs_nothing_heavy() -> None:

@@ -25,15 +25,19 @@ def shares(values: Array, tries: float) -> dict[str, list[float]]:
     return _lists(found)
 
 
-def amounts(values: Array) -> dict[str, list[float]]:
-    """The same of numbers from 0 up without a bound, such as nats: mean ± t·sd/sqrt(questions) (Student's t), not below 0."""
+def amounts(values: Array) -> dict[str, list[float | None]]:
+    """The same of numbers from 0 up without a bound, such as nats: mean ± t·sd/sqrt(questions) (Student's t), not below 0. One
+    question has no interval: its low and high are None."""
     from scipy import stats
 
-    found = []
+    found: list[tuple[float | None, ...]] = []
     for column in values.T:
         known = column[~np.isnan(column)]
         mean, n = float(known.mean()), len(known)
-        half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * float(known.std(ddof=1)) / n**0.5 if n > 1 else mean
+        if n < 2:
+            found.append((mean, None, None))
+            continue
+        half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * float(known.std(ddof=1)) / n**0.5
         found.append((mean, max(0.0, mean - half), mean + half))
     return _lists(found)
 
@@ -44,11 +48,11 @@ def shares_over_seeds(values: Array) -> dict[str, list[float]]:
     return _lists([(one.value, one.low, one.high) for one in found])
 
 
-def amounts_over_seeds(values: Array) -> dict[str, list[float]]:
+def amounts_over_seeds(values: Array) -> dict[str, list[float | None]]:
     """Mean, low and high at each t of values: [seeds, questions, t] from 0 up, NaN where a question is not known under a seed,
     which leaves it out there. Mean ± t·SE with question and seed as crossed random effects (`statistics.over_seeds`), not
     below 0. Ends before the first t at which fewer than 2 questions are known."""
-    found = []
+    found: list[tuple[float | None, ...]] = []
     for place in range(values.shape[2]):
         known = values[:, ~np.isnan(values[:, :, place]).any(axis=0), place]
         if known.shape[1] < 2:
@@ -70,5 +74,5 @@ def padded(rows: list[Array], longest: int) -> Array:
     return out
 
 
-def _lists(found: Sequence[tuple[float, ...]]) -> dict[str, Any]:
+def _lists(found: Sequence[tuple[float | None, ...]]) -> dict[str, Any]:
     return {name: [row[i] for row in found] for i, name in enumerate(("mean", "low", "high"))}

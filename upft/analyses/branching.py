@@ -183,7 +183,9 @@ def coverage(seeds: Sequence[Sequence[Solved]], lengths: Sequence[int], continua
 
     Each A is a mean over drawn prefixes, so nothing is assumed of prefixes that were not drawn. Intervals and tests: paired
     over questions (`statistics.paired_values`); with several seeds over questions and seeds, crossed random effects
-    (`statistics.paired_over_seeds`). Raises ValueError where the seeds tell of different questions.
+    (`statistics.paired_over_seeds`). moved: questions whose part is not zero; where none is, low and high say no more than how
+    many could be otherwise and still not show, were each to move by all of its accuracy. Raises ValueError where the seeds tell
+    of different questions.
     """
     questions = [one.question for one in seeds[0]]
     if any([one.question for one in some] != questions for some in seeds) or not questions:
@@ -196,7 +198,8 @@ def coverage(seeds: Sequence[Sequence[Solved]], lengths: Sequence[int], continua
                           bands.shares_over_seeds(value[i, j]) for i, j in CELLS}
     for name, before, after in (("change", bb, tt), ("coverage", (bb + bt) / 2, (tb + tt) / 2),
                                 ("accuracy", (bb + tb) / 2, (bt + tt) / 2)):
-        out[name] = [dataclasses.asdict(statistics.paired_values(before[0, :, i], after[0, :, i], seed) if len(seeds) == 1 else
-                                        statistics.paired_over_seeds(before[:, :, i], after[:, :, i]))
-                     for i in range(len(lengths))]
+        moved = (np.abs(after - before) > 1e-12).any(axis=0).sum(axis=0)
+        found = [statistics.paired_values(before[0, :, i], after[0, :, i], seed) if len(seeds) == 1 else
+                 statistics.paired_over_seeds(before[:, :, i], after[:, :, i]) for i in range(len(lengths))]
+        out[name] = [dataclasses.asdict(one) | {"moved": int(n)} for one, n in zip(found, moved, strict=True)]
     return out

@@ -66,11 +66,11 @@ class Parted:
 
 def summary(traces: Sequence[Apart], prefix_len: int, longest: int, seed: int) -> dict[str, Any]:
     """Plain JSON. t, known: positions up to `longest` and how many questions reach each; forward, reverse: lists mean, low,
-    high by t, over questions (their traces' mean); prefix, continuation: the same of the mean of a token's divergence up to
-    prefix_len and behind it, as numbers (null where no trace goes on); share: of a trace's summed KL(base || trained), how much
-    lies on the prefix, ratio of means over questions, bootstrap interval (BCa, Efron 1987, doi:10.2307/2289144); tokens_share:
-    the same of its tokens, for comparison. sequence: mean summed KL of a trace: the divergence of the two models' whole
-    solutions, where the traces were drawn at temperature 1 without a cut.
+    high by t, over questions (their traces' mean; low and high None where one question alone is known); prefix, continuation:
+    the same of the mean of a token's divergence up to prefix_len and behind it, as numbers (None where no trace goes on);
+    share: of a trace's summed KL(base || trained), how much lies on the prefix, ratio of means over questions, bootstrap
+    interval (BCa, Efron 1987, doi:10.2307/2289144); tokens_share: the same of its tokens, for comparison. sequence: mean summed
+    KL of a trace: the divergence of the two models' whole solutions, where the traces were drawn at temperature 1 and not cut.
     """
     found = Parted.of(traces, prefix_len, longest)
     return {**_told([found], prefix_len), "share": _ratio(found.sums[:, 0], found.sums[:, 1], seed)}
@@ -118,7 +118,7 @@ def _told(seeds: Sequence[Parted], prefix_len: int) -> dict[str, Any]:
     return out
 
 
-def _band(values: Array) -> dict[str, list[float]]:
+def _band(values: Array) -> dict[str, list[float | None]]:
     """Of values: [seeds, questions, t]."""
     return bands.amounts(values[0]) if len(values) == 1 else bands.amounts_over_seeds(values)
 
@@ -148,7 +148,7 @@ def _ratio(part: Array, whole: Array, seed: int) -> dict[str, float] | None:
     if whole.sum() <= 0 or len(whole) < 2:
         return None
     value = float(part.sum() / whole.sum())
-    if np.allclose(part, value * whole):
+    if np.allclose(part, value * whole, atol=0):  # however small the divergences are
         return {"value": value, "low": value, "high": value}
     found = stats.bootstrap((part, whole), lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis), paired=True, vectorized=True,
                             n_resamples=9999, batch=1000, rng=np.random.default_rng(seed)).confidence_interval

@@ -17,6 +17,11 @@ LABELS = {"consistency": "prefix self-consistency", "errors": "where errors begi
           "kl": "where training acts"}
 FEW = 10
 """Questions of a group that are too few for a band."""
+STILL = "no question moved"
+EXACT = "float32"
+FLOOR = 0.002
+"""Nats a token between two models that are all but equal and compute in bfloat16, the only other format: docs/analyses.md."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -131,7 +136,8 @@ def split_intro(a: Mapping[str, Any], whose: str) -> str:
 
 def splits(a: Mapping[str, Any]) -> list[str]:
     """A sentence a length."""
-    return [f"Split at {w.tokens(t)}: of {_paired(a['change'][i])} points, {_paired(a['coverage'][i])} are coverage and "
+    return [f"Split at {w.tokens(t)}: {STILL}." if all(still(a[part][i]) for part in ("change", "coverage", "accuracy")) else
+            f"Split at {w.tokens(t)}: of {_paired(a['change'][i])} points, {_paired(a['coverage'][i])} are coverage and "
             f"{_paired(a['accuracy'][i])} accuracy." for i, t in enumerate(a["t"])]
 
 
@@ -157,6 +163,9 @@ def _kl(a: Mapping[str, Any], method: str) -> Section:
         share = a["share"]
         text.append(f"{w.percent(share['value'])} {w.interval(share['low'], share['high'])} of the divergence of whole "
                     f"solutions lies on the prefix, which has {w.percent(a['tokens_share'])} of the tokens.")
+    if (a.get("dtype") or EXACT) != EXACT:  # an earlier version did not say
+        text.append(f"Both models computed in {a['dtype']}, whose rounding alone sets them about {FLOOR:g} nats a token apart: "
+                    f"what is not well above that says nothing about training (analysis.kl.dtype={EXACT} has no such floor).")
     return Section("Where training acts", tuple(text), (("kl", "Divergence of the next-token distributions by position, with "
                    "95% bands over questions. The upright line is the end of the prefix."),),
                    (acting_table([(method, a)]), kl_table([(method, a)])))
@@ -203,28 +212,41 @@ def whole(n: int) -> Cell:
     return number(n, w.count(n))
 
 
-def cell(band: Mapping[str, Sequence[float]], at: int, read: Callable[[float], str]) -> Cell:
-    """A mean with its interval."""
+def cell(band: Mapping[str, Sequence[Any]], at: int, read: Callable[[float], str]) -> Cell:
+    """A mean with its interval, where it has one."""
     value, low, high = (band[name][at] for name in ("mean", "low", "high"))
-    return Cell(read(value), value, f"[{read(low)}, {read(high)}]", data={"": value, "low": low, "high": high})
+    return Cell(read(value), value, "" if low is None else f"[{read(low)}, {read(high)}]",
+                data={"": value, "low": low, "high": high})
+
+
+def still(found: Mapping[str, Any]) -> bool:
+    """Whether no question moved: there is no spread to take an interval from, and what stands for it (see
+    `statistics.paired_values`) would be as wide as if answers were all or nothing. An earlier version did not say."""
+    return bool(found.get("moved", 1) == 0)
 
 
 def moved(found: Mapping[str, Any]) -> Cell:
     """A paired difference with its interval, p-value and verdict."""
+    if still(found):
+        return Cell(w.signed(0), 0.0, below=STILL, data={"": 0.0, **dict.fromkeys(("low", "high", "p_value", "verdict"))})
     return Cell(w.signed(found["difference"]), found["difference"], w.interval(found["low"], found["high"]),
                 w.p_value(found["p_value"]), found["verdict"],
                 {"": found["difference"], **{name: found[name] for name in ("low", "high", "p_value", "verdict")}})
 
 
-def _band(band: Mapping[str, Sequence[float]], at: int, read: Any) -> str:
+def _band(band: Mapping[str, Sequence[Any]], at: int, read: Any) -> str:
     """Value [low, high]."""
     value, low, high = (read(band[name][at]) for name in ("mean", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
 def _paired(found: Mapping[str, Any]) -> str:
+    if still(found):
+        return f"{w.signed(0)} ({STILL})"
     return f"{w.signed(found['difference'])} {w.interval(found['low'], found['high'])}"
 
 
-def _nats(one: Mapping[str, float]) -> str:
+def _nats(one: Mapping[str, Any]) -> str:
+    if one["low"] is None:
+        return f"{w.small(one['mean'])} (of one question)"
     return f"{w.small(one['mean'])} [{w.small(one['low'])}, {w.small(one['high'])}]"

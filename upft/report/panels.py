@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from upft.report import wording as w
-from upft.report.analyses import FEW, group_name, groups, sections
+from upft.report.analyses import FEW, group_name, groups, sections, still
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,9 @@ def _figure(height: float, **ratios: Any) -> tuple[Figure, Any]:
     return figure, figure.subplots(**ratios)
 
 
-def _curve(axes: Axes, t: Sequence[int], band: Mapping[str, Sequence[float]], colour: str, name: str, scale: float = 1,
+def _curve(axes: Axes, t: Sequence[int], band: Mapping[str, Sequence[Any]], colour: str, name: str, scale: float = 1,
            style: Any = "-") -> None:
-    low, mean, high = ([scale * x for x in band[name]] for name in ("low", "mean", "high"))
+    low, mean, high = ([math.nan if x is None else scale * x for x in band[name]] for name in ("low", "mean", "high"))
     axes.fill_between(t, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(t, mean, color=colour, linewidth=1.6, linestyle=style, label=name)
 
@@ -117,7 +117,8 @@ def coverage(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
         for offset, name, colour, mark in ((0.22, "change", INK, "o"), (0, "coverage", GREY, "s"),
                                            (-0.22, "accuracy", BLUE, "D")):
             one, y = a[name][i], offset - place
-            axes.plot([100 * one["low"], 100 * one["high"]], [y, y], color=colour, linewidth=1.6)
+            if not still(one):
+                axes.plot([100 * one["low"], 100 * one["high"]], [y, y], color=colour, linewidth=1.6)
             axes.plot([100 * one["difference"]], [y], mark, markersize=5.5, color=colour, label=name if place == 0 else None)
     axes.axvline(0, color=MUTED, linewidth=0.9)
     axes.set_yticks([y for y, _ in labels], [text for _, text in labels])
@@ -130,25 +131,34 @@ def coverage(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
 def divergence(a: Mapping[str, Any], method: str) -> Figure:
     """Both divergences of one training by position."""
     figure, axes = _figure(2.7)
-    _curve(axes, a["t"], a["forward"], BLUE, f"KL(base ‖ {method})")
-    _curve(axes, a["t"], a["reverse"], GREY, f"KL({method} ‖ base)", 1, (0, (5, 1.5)))
+    at = _known(a)
+    t = [a["t"][i] for i in at]
+    _curve(axes, t, _places(a["forward"], at), BLUE, f"KL(base ‖ {method})")
+    _curve(axes, t, _places(a["reverse"], at), GREY, f"KL({method} ‖ base)", 1, (0, (5, 1.5)))
     axes.axvline(a["prefix_len"] + 0.5, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_ylim(bottom=0)
-    _tokens_axis(axes, a["t"][-1], "position in the trace")
+    _tokens_axis(axes, t[-1], "position in the trace")
     axes.set_ylabel("nats a token")
     _keys(figure, axes)
     return figure
+
+
+def _known(a: Mapping[str, Any]) -> list[int]:
+    """Places of the positions that enough questions reach."""
+    return [i for i, known in enumerate(a["known"]) if known >= min(FEW, a["questions"])]
+
+
+def _places(band: Mapping[str, Sequence[Any]], at: Sequence[int]) -> dict[str, list[Any]]:
+    return {name: [values[i] for i in at] for name, values in band.items()}
 
 
 def divergences(found: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Figure:
     """KL(base || trained) by position, a curve a setting. found: (setting, colour, summary)."""
     figure, axes = _figure(2.9)
     lengths: set[int] = set()
-    shown = [(who, colour, a, [i for i, known in enumerate(a["known"]) if known >= min(FEW, a["questions"])])
-             for who, colour, a in found]
+    shown = [(who, colour, a, _known(a)) for who, colour, a in found]
     for place, (who, colour, a, at) in enumerate(shown):
-        band = {name: [values[i] for i in at] for name, values in a["forward"].items()}
-        _curve(axes, [a["t"][i] for i in at], band, colour, who, 1, DASHES[place % len(DASHES)])
+        _curve(axes, [a["t"][i] for i in at], _places(a["forward"], at), colour, who, 1, DASHES[place % len(DASHES)])
         lengths.add(a["prefix_len"])
     for length in lengths:
         axes.axvline(length + 0.5, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))

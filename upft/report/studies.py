@@ -84,7 +84,8 @@ def pooled(name: str, of: Sequence[Looked]) -> dict[str, Any] | None:
             return branching.errors(branching.together(values), told["t"], told["continuations"], told["margin"], 0)
         if name == "coverage":
             return branching.coverage(values, told["t"], told["continuations"], 0)
-        return divergences.over_seeds(values, told["prefix_len"])
+        formats = {one.told.get("dtype") for one in of}
+        return divergences.over_seeds(values, told["prefix_len"]) | {"dtype": formats.pop()} if len(formats) == 1 else None
     except ValueError:
         return None
 

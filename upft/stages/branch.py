@@ -1,9 +1,9 @@
 """Stage `branch`: continuations of the first tokens of traces.
 
-A prefix that several traces share is continued once for all of them; one whose trace was over by then is not continued, it is
-its own outcome. Writes points.jsonl (a line a trace and length: which prefix that is), and for grading the files of a sampling:
-questions.jsonl (a line a prefix: its prompt with the prefix at its end), samples.jsonl, samples.json; ledger.json. Knows
-nothing of answers but the verdicts by which it chooses traces.
+A prefix that several traces share is continued once for all of them; one whose trace was over by then, or that fills the
+model's context, is not continued, it is its own outcome. Writes points.jsonl (a line a trace and length: which prefix that is),
+and for grading the files of a sampling: questions.jsonl (a line a prefix: its prompt with the prefix at its end),
+samples.jsonl, samples.json; ledger.json. Knows nothing of answers but the verdicts by which it chooses traces.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ FILE = "samples.json"
 
 
 def run(spec: BranchSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
-    """Continue each prefix `spec.n` times. Raises DataError where there is none, or one that fills the model's context."""
+    """Continue each prefix `spec.n` times. Raises DataError where there is none."""
     source, adapter = models.trained_as(models.resolve(spec.model.source), inputs.get("model"))
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     cost, rescue = ledger.Ledger(), rollouts.Rescue()
     with ledger.Meter() as meter:
-        prefixes = _Prefixes(out)
+        prefixes = _Prefixes(out, json.loads((inputs["samples"] / FILE).read_text())["context"])
         sampled = traces.read(inputs["samples"], inputs.get("grades"))
         for question in sampled if host.share is None else host.share.of(sampled):
             for trace in chosen(question.traces, spec):
                 prefixes.add(question, trace, spec)
         prefixes.close(spec, host.share)
+        if prefixes.full:
+            host.console.warn(f"{prefixes.full} prefixes fill the model's context: not continued, each is its own outcome")
         elsewhere = host.elsewhere(spec, inputs)
         engine = host.engines.later(told(elsewhere, FILE), spec.sampling.engine, source, spec.sampling.dtype,
                                     spec.model.trust_remote_code, adapter)
@@ -66,6 +68,7 @@ def run(spec: BranchSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     host.settle(cost, meter, out)
     (out / FILE).write_text(json.dumps({
         "questions": prefixes.count, "sources": prefixes.questions, "over": prefixes.count - len(limits),
+        **({"full": prefixes.full} if prefixes.full else {}),
         "traces_a_question": spec.n, "unfinished_traces": unfinished, "engine": engine.name,
         "per_request_seed": engine.per_request_seed, "context": engine.context, "reused_after_interruption": rescue.reused,
         "taken_from_other_samplings": rescue.taken, "dropped_log_lines": rescue.dropped,
@@ -83,9 +86,11 @@ def chosen(of: tuple[Trace, ...], spec: BranchSpec) -> list[Trace]:
 
 class _Prefixes:
     """The different prefixes, in a file: those that are continued, then those that are over. In memory are only where each
-    stands and how long it is. lengths: [continued], tokens of prompt and prefix."""
+    stands and how long it is. lengths: [continued], tokens of prompt and prefix; full: how many fill the context in which the
+    traces were sampled."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, context: int) -> None:
+        self._context, self.full = context, 0
         self._path, self._over_path = out / traces.QUESTIONS, out / "over.jsonl"
         self._stream, self._over = self._path.open("wb"), self._over_path.open("wb")
         self._points = (out / "points.jsonl").open("w", encoding="utf-8")
@@ -103,6 +108,8 @@ class _Prefixes:
             ids = trace.ids[:t]
             # A whole trace that is shorter, or that the limit cut here, is all there is of it.
             over = len(trace.ids) < t or (trace.ended and len(trace.ids) == t) or len(ids) >= spec.trace_max_tokens
+            full = not over and len(question.prompt_ids) + len(ids) >= self._context
+            over |= full
             id_ = f"{question.id}/{hashlib.sha256(','.join(map(str, ids)).encode()).hexdigest()[:16]}{'.' if over else ''}"
             self._points.write(json.dumps({"question": question.id, "trace": trace.index, "t": t, "prefix": id_,
                                            "right": trace.right, "ended": over}) + "\n")
@@ -110,6 +117,7 @@ class _Prefixes:
                 continue
             self._known.add(id_)
             self.count += 1
+            self.full += full
             line = json.dumps({"id": id_, "text": question.text, "answer": question.answer,
                                "prompt_ids": [*question.prompt_ids, *ids], "prefix": len(ids)}, ensure_ascii=False).encode()
             if over:

@@ -8,6 +8,7 @@ look at) and ledger.json. Which traces become rows is `upft.selection`'s to say.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ from upft.stages import Host
 WORDLESS = "no word in the completion"
 """Why a row is left out that is cut by words and gets no EOS."""
 UNFINISHED = "the whole trace was cut by the length limit"
+SHORT = "the length limit cut the trace before the prefix was full"
+"""An EOS behind it would teach the model to end where nothing ended."""
+CRAMPED = "the model's context has no room for the prefix"
+"""Sampled for prefixes alone the question would not have been asked; rows do not depend on what shares their sampling."""
 NONE_RIGHT = "no trace is right"
 
 
@@ -121,14 +126,17 @@ def build(spec: BuildSpec, length: int, samples: Path, prompter: Prompter, tally
     grades: the verdicts, where the spec keeps right traces only. Raises DataError where the samples are not those of the
     questions.
     """
-    stop_ids = set(json.loads((samples / "samples.json").read_text(encoding="utf-8"))["stop_ids"])
-    cutter = _Cutter(spec, length, prompter, stop_ids)
+    told = json.loads((samples / "samples.json").read_text(encoding="utf-8"))
+    cutter = _Cutter(spec, length, prompter, set(told["stop_ids"]))
     tally.left_out |= {UNFINISHED: 0, cutter.too_long: 0} | ({NONE_RIGHT: 0} if spec.right else {})
     for question in traces.read(samples, grades):
         tally.questions += 1
         mine = question.traces[:spec.traces]
         whole = prefix.carries_trace(question.id, spec.ratio)
         tally.sampled_tokens += sum(len(trace.ids) for trace in question.traces)
+        if not whole and not spec.right and len(question.prompt_ids) + length > told.get("context", math.inf):
+            tally.lose(CRAMPED)
+            continue
         tally.alone.add(len(question.prompt_ids),
                         [len(t.ids) if whole or spec.right else min(len(t.ids), length) for t in mine])
         rows = {trace.index: cutter.row(question, trace, whole) for trace in mine if trace.right or not spec.right}
@@ -183,6 +191,8 @@ class _Cutter:
                 return UNFINISHED
             row = prefix.trace_row(question.id, question.prompt_ids, completion)
         else:
+            if not trace.ended and len(trace.ids) < self._length:
+                return SHORT
             if spec.unit is CutUnit.word:
                 completion = self._prompter.words(completion, self._length, self._stop_ids)
                 if not completion and not spec.eos:  # an EOS alone would be a row still

@@ -1,8 +1,8 @@
 """Stage `kl`: where training acts, as divergence from the base model by token position, over the base model's own traces.
 
 Reads a sampling of whole traces and the training; writes divergences.jsonl (a line a trace: forward, reverse [tokens], nats),
-kl.json (its keys: `upft.analyses.divergences.summary`) and ledger.json. Both models are on one device; shares of the questions
-may be compared by jobs of their own.
+kl.json (its keys: `upft.analyses.divergences.summary`, and dtype) and ledger.json. Both models are on one device; shares of the
+questions may be compared by jobs of their own.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _write(spec: KlSpec, inputs: Mapping[str, Path], found: Sequence[Apart], out
         for one in found:
             stream.write(json.dumps({"question": one.question, "forward": one.forward.tolist(),
                                      "reverse": one.reverse.tolist()}) + "\n")
-    told = summary(found, length, spec.longest, spec.seed)
+    told = summary(found, length, spec.longest, spec.seed) | {"dtype": spec.dtype.name}
     (out / "kl.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
