@@ -53,8 +53,8 @@ class Rollout:
 class Asked:
     """All requests of a call: `n` of each of `prompts`, numbered question by question.
 
-    prompt: gives the i-th prompt, from memory or from a file. limits, lengths: [prompts], of each its max_tokens and
-    its number of tokens. Holds 24 bytes a request.
+    prompt: gives the i-th prompt, from memory or from a file, to any thread. limits, lengths: [prompts], of each its
+    max_tokens and its number of tokens. Holds 24 bytes a request.
     """
 
     def __init__(self, prompt: Callable[[int], Prompt], question_ids: Iterable[str], limits: np.ndarray, lengths: np.ndarray,
@@ -78,11 +78,11 @@ class Asked:
         return len(self._seeds)
 
     def prompt(self, number: int) -> Prompt:
-        """The prompt of a request."""
-        which = number // self.n
-        if self._last is None or self._last[0] != which:
-            self._last = which, self._prompt(which)
-        return self._last[1]
+        """The prompt of a request. Threads may ask at once: an engine's, and the reader's."""
+        which, last = number // self.n, self._last
+        if last is None or last[0] != which:
+            self._last = last = which, self._prompt(which)
+        return last[1]
 
     def request(self, number: int) -> Request:
         """A request; its id is its number."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_same_ids_whatever_the_number_of_engines(
 
 def test_who_gets_a_request_does_not_depend_on_who_asks_first() -> None:
     requests = [Request(str(i), (1,), 1, i) for i in range(23)]
-    greedy, even = (_Dealer(iter(requests), 3, 4) for _ in range(2))
+    greedy, even = (_Dealer(iter(requests), 3, 4, 64) for _ in range(2))
     hands = [[r.id for r in greedy.hand(i)] for i in (2, 0, 1)]  # the last hand reads all, the others find what was kept
     turns = [even.hand(i) for i in range(3)]
     taken: list[list[str]] = [[], [], []]
@@ -56,6 +57,61 @@ def test_who_gets_a_request_does_not_depend_on_who_asks_first() -> None:
     assert hands == [taken[2], taken[0], taken[1]]
     assert taken[0] == [str(i) for i in (*range(4), *range(12, 16))]
     assert sorted([i for hand in taken for i in hand], key=int) == [r.id for r in requests]
+
+
+def test_an_engine_that_is_ahead_waits_for_the_one_behind() -> None:
+    """However many requests there are, few are held; and each engine gets what it gets without waiting."""
+    count, most, block = 6000, 64, 8
+    dealer, taken = _Dealer((Request(str(i), (1,), 1, i) for i in range(count)), 3, block, most), [[], [], []]
+
+    def take(hand: int) -> None:
+        taken[hand] += [int(r.id) for r in dealer.hand(hand)]
+
+    ahead = [threading.Thread(target=take, args=(hand,), daemon=True) for hand in (0, 1)]
+    for thread in ahead:
+        thread.start()
+        thread.join(0.5)
+    assert all(thread.is_alive() for thread in ahead), "they wait"
+    held = 0
+    for request in dealer.hand(2):
+        taken[2].append(int(request.id))
+        held = max(held, *map(len, dealer._kept))
+    for thread in ahead:
+        thread.join(60)
+    assert held <= most
+    assert taken == [[i for i in range(count) if i // block % 3 == hand] for hand in range(3)]
+
+
+class Stub:
+    """Reads its requests, then does as it is told."""
+
+    name, per_request_seed, alive, context = "stub", True, True, 64
+
+    def __init__(self, reads: bool, then: Callable[[], None]) -> None:
+        self._reads, self._then = reads, then
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        for request in requests if self._reads else ():
+            yield Completion(request.id, (1,), "stop")
+        self._then()
+
+    def close(self) -> None:
+        pass
+
+
+def test_who_waits_for_an_engine_that_fails_is_let_go() -> None:
+    got: list[Completion] = []
+
+    def fail() -> None:
+        while len(got) < 12:  # the other one has drawn what it may, and waits
+            time.sleep(0.01)
+        raise EngineError("out of memory", "lower compute.sample_batch")
+
+    both = SideBySide([Stub(True, lambda: None), Stub(False, fail)], 4, 8)
+    with pytest.raises(EngineError, match="out of memory"):
+        got.extend(both.generate((Request(str(i), (1,), 1, i) for i in range(1000)), SAMPLING))
+    assert [c.id for c in got] == [str(i) for i in (*range(4), *range(8, 12), *range(16, 20))]
+    assert running() == []
 
 
 class Failing:

@@ -19,13 +19,15 @@ BLOCK = 64
 """Requests in a row that go to one engine: traces of one question stay together and share its prompt."""
 WAITING = 4096
 """Completions that may wait to be read; then the engines pause."""
+KEPT = 4096
+"""Requests of one engine that may wait for it to ask for them; then those that are ahead of it wait."""
 
 
 class SideBySide:
     """See `upft.sampler.Engine`."""
 
-    def __init__(self, engines: Sequence[Engine], block: int = BLOCK) -> None:
-        self._engines, self._block = list(engines), block
+    def __init__(self, engines: Sequence[Engine], block: int = BLOCK, most: int = KEPT) -> None:
+        self._engines, self._block, self._most = list(engines), block, most
         self.name, self.per_request_seed = engines[0].name, all(e.per_request_seed for e in engines)
         self.context = min(e.context for e in engines)
 
@@ -54,10 +56,10 @@ class SideBySide:
         """See `upft.sampler.Engine`. One call at a time."""
         if not self.alive:
             raise EngineError("one of the engines is closed or dead", "open them again")
-        dealer = _Dealer(iter(requests), len(self._engines), self._block)
-        return self._merged([engine.generate(dealer.hand(i), sampling) for i, engine in enumerate(self._engines)])
+        dealer = _Dealer(iter(requests), len(self._engines), self._block, self._most)
+        return self._merged([engine.generate(dealer.hand(i), sampling) for i, engine in enumerate(self._engines)], dealer)
 
-    def _merged(self, streams: list[Iterator[Completion]]) -> Iterator[Completion]:
+    def _merged(self, streams: list[Iterator[Completion]], dealer: _Dealer) -> Iterator[Completion]:
         ready: queue.Queue[Completion | BaseException | None] = queue.Queue(WAITING)
         given_up = threading.Event()
 
@@ -98,6 +100,7 @@ class SideBySide:
                     yield thing
         finally:
             given_up.set()
+            dealer.stop()
             for thread in threads:
                 thread.join()
 
@@ -107,24 +110,46 @@ class SideBySide:
             engine.close()
 
 
-class _Dealer:
-    """Blocks of a stream of requests in turn; what is another's is kept for it."""
+class _GivenUp(Exception):
+    """The call has ended: nobody waits for what is still to be drawn."""
 
-    def __init__(self, requests: Iterator[Request], hands: int, block: int) -> None:
-        self._requests, self._hands, self._block = requests, hands, block
+
+class _Dealer:
+    """Blocks of a stream of requests in turn. What is another's is kept for it, `most` at a time: an engine that is ahead by
+    more waits for the one behind, which the call waits for in any case. No clock decides who gets what."""
+
+    def __init__(self, requests: Iterator[Request], hands: int, block: int, most: int) -> None:
+        self._requests, self._hands, self._block, self._most = requests, hands, block, most
         self._kept: list[deque[Request]] = [deque() for _ in range(hands)]
-        self._read = 0
-        self._lock = threading.Lock()
+        self._read, self._over = 0, False
+        self._moved = threading.Condition()
 
     def hand(self, mine: int) -> Iterator[Request]:
-        """The requests of one engine, in order."""
+        """The requests of one engine, in order. Raises _GivenUp after `stop`."""
+        own = self._kept[mine]
         while True:
-            with self._lock:
-                while not self._kept[mine]:
+            with self._moved:
+                while not own and not self._over:
+                    whose = self._read // self._block % self._hands
+                    if len(self._kept[whose]) >= self._most:  # never one's own: those are none
+                        self._moved.wait()
+                        continue
                     request = next(self._requests, None)
                     if request is None:
                         return
-                    self._kept[self._read // self._block % self._hands].append(request)
+                    self._kept[whose].append(request)
                     self._read += 1
-                request = self._kept[mine].popleft()
+                    if whose != mine and len(self._kept[whose]) == 1:
+                        self._moved.notify_all()  # its owner may be waiting for a third
+                if self._over:
+                    raise _GivenUp
+                request = own.popleft()
+                if len(own) == self._most // 2:  # not at each: who waits would wake as often as requests are taken
+                    self._moved.notify_all()
             yield request
+
+    def stop(self) -> None:
+        """End the wait of who waits."""
+        with self._moved:
+            self._over = True
+            self._moved.notify_all()

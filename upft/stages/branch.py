@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -141,7 +142,7 @@ class _Prefixes:
         self._stream.close()
         self._points.close()
         self._over_path.unlink()
-        self._file = self._path.open("rb")
+        self._file, self._turn = self._path.open("rb"), threading.Lock()
         self.lengths = np.array(self._lengths, dtype=np.int64)
 
     def fit(self, context: int) -> np.ndarray:
@@ -155,8 +156,10 @@ class _Prefixes:
 
     def prompt(self, number: int) -> rollouts.Prompt:
         """What is continued."""
-        self._file.seek(self._places[number])
-        line = json.loads(self._file.readline())
+        with self._turn:  # engines of a call ask for prompts from threads of their own
+            self._file.seek(self._places[number])
+            text = self._file.readline()
+        line = json.loads(text)
         return rollouts.Prompt(line["id"], tuple(line["prompt_ids"]), int(self.limits[number]))
 
     def ids(self) -> Iterator[str]:

@@ -10,6 +10,7 @@ ledger.json; holds some bytes a question in memory, whatever their number.
 from __future__ import annotations
 
 import json
+import threading
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ class _Questions:
         self._path, self._places, self._part = path, places, part
         self.lengths, self.whole, self.limits = lengths, whole, np.zeros_like(lengths)
         self.name, self.duplicates = name, duplicates
-        self._file = path.open("rb")
+        self._file, self._turn = path.open("rb"), threading.Lock()
 
     @classmethod
     def written(cls, spec: SampleSpec, path: Path, prompter: Prompter, share: Share | None) -> _Questions:
@@ -175,8 +176,10 @@ class _Questions:
         self._file, self._places = self._path.open("rb"), np.array(places, dtype=np.int64)
 
     def _line(self, number: int) -> dict[str, Any]:
-        self._file.seek(int(self._places[number]))
-        line = json.loads(self._file.readline())
+        with self._turn:  # engines of a call ask for prompts from threads of their own
+            self._file.seek(int(self._places[number]))
+            text = self._file.readline()
+        line = json.loads(text)
         assert isinstance(line, dict)
         return line
 
