@@ -242,7 +242,9 @@ class _Cell:
             method=MethodName.rft if method.name is MethodName.vstar else method.name,  # V-STaR's generator is RFT's model
             model=self.model, prompt=self.prompt, prefix_len=None, unit=c.CutUnit.token, ratio=1.0,
             suffix="", eos=True, keep_unfinished=config.prefix.keep_unfinished, max_length=config.train.max_length,
-            traces=method.n, cap=method.cap, right=method.graded)
+            # Where none is graded the first `cap` are the rows, however many there are to choose from.
+            traces=method.n if method.graded or method.cap is None else min(method.n, method.cap),
+            cap=method.cap, right=method.graded)
         build = Stage("build", f"build whole rows{named}" if whole else
                       f"build rows t={config.prefix.len} p={config.prefix.ratio:g}{named}", neutral if whole else replace(
             neutral, prefix_len=self.length, unit=config.prefix.unit, ratio=config.prefix.ratio,

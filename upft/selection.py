@@ -26,6 +26,12 @@ def first(traces: Sequence[Trace], cap: int | None) -> list[Trace]:
     return list(traces[:cap])
 
 
+def needed(traces: Sequence[Trace], cap: int | None, right: bool) -> list[Trace]:
+    """The traces that a method must sample: all that it looks for right ones among, else only those that become rows. The
+    paper counts so: 0.2M tokens for UPFT on 12,000 questions are one prefix a question, 36.9M for RFT all 16 traces."""
+    return list(traces) if right else first(traces, cap)
+
+
 def right_ones(traces: Sequence[Trace], cap: int | None, row: Callable[[Trace], Sequence[int]]) -> list[Trace]:
     """The first `cap` different right traces (RFT, UPFT with the label filter); null = all. Two are the same where `row`
     gives the same ids for both: those that training would see."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from stores import PAPER, Setting, store
 
 from upft import dossier
-from upft.report import curves
+from upft.report import pareto
 
 
 def test_the_front_is_what_nothing_cheaper_reaches() -> None:
@@ -19,8 +19,8 @@ def test_the_front_is_what_nothing_cheaper_reaches() -> None:
         points = [(float(rng.randrange(1, 9)), rng.randrange(10) / 10) for _ in range(rng.randrange(1, 9))]
         least = rng.randrange(10) / 10
         best = {p for p in points if p[1] > least and not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)}
-        assert {points[i] for i in curves.pareto(points, least)} == best
-    assert curves.pareto([(1.0, 0.2)], 0.2) == []
+        assert {points[i] for i in pareto.pareto(points, least)} == best
+    assert pareto.pareto([(1.0, 0.2)], 0.2) == []
 
 
 def test_accuracy_stands_against_operations_tokens_and_gpu_hours(tmp_path: Path) -> None:

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upft.report.settings import Case, Setting
 
-COSTS = ("sampled", "sampled_with_prompts", "trained", "trained_with_prompts", "flops", "training_seconds", "gpu_hours",
-         "peak_memory_bytes", "peak_device_bytes")
+COSTS = ("sampled", "sampled_with_prompts", "trained", "trained_with_prompts", "flops", "sampling_seconds", "training_seconds",
+         "gpu_hours", "peak_memory_bytes", "peak_device_bytes")
 """What a setting costs; each is the mean over its cells, None where not known."""
 AGAINST = ("RFT", "SFT")
 """Methods whose costs the others are given as a share of."""
 
 
 def cost(cases: Sequence[Case]) -> dict[str, float | None]:
-    """Means over the cells. flops: sampling that the method needs alone, and training; gpu_hours: of all stages that make the
-    model, shared sampling in full; training_seconds: grading, building and training."""
+    """Means over the cells. flops: sampling that the method needs alone, and training; sampling_seconds: the same sampling
+    (`methods.sampling_alone`); training_seconds: grading, building and training; gpu_hours: of both; the peaks: of the stages
+    as they ran."""
     out: dict[str, float | None] = {}
     rows = [_costs(case.results) for case in cases]
     for name in COSTS:
@@ -34,25 +35,38 @@ def cost(cases: Sequence[Case]) -> dict[str, float | None]:
 def _costs(told: Mapping[str, Any]) -> dict[str, float | None]:
     c, making = told["comparison"], told["totals"]["making"]
     flops = None if c["sampling_flops"] is None else c["sampling_flops"] + c["training_flops"]
+    sampling = c["sampling_device_seconds"]
+    device_seconds = None if sampling is None else sampling + c["device_seconds"]
     return {**{name: c[name] for name in ("sampled", "sampled_with_prompts", "trained", "trained_with_prompts")},
-            "flops": flops, "training_seconds": c["seconds"],
-            "gpu_hours": making["device_seconds"] / 3600 if making["device_seconds"] else None,
+            "flops": flops, "sampling_seconds": c["sampling_seconds"], "training_seconds": c["seconds"],
+            "gpu_hours": device_seconds / 3600 if device_seconds else None,
             "peak_memory_bytes": making["peak_memory_bytes"],
             "peak_device_bytes": making["peak_device_bytes"] or None}
 
 
-def shares(one: Setting, every: Sequence[Setting]) -> dict[str, dict[str, float]]:
-    """Method of AGAINST -> cost -> share of that method's, over the seeds both have, on the same model and data. Left out
-    where there is no such cell, or more than one setting of it."""
-    out: dict[str, dict[str, float]] = {}
+def estimated(setting: Setting) -> frozenset[str]:
+    """Which of its costs follow from a sampling that drew more, or fewer, tokens than the method needs."""
+    whole = all(case.results["comparison"]["sampling_share"] in (1, None) for case in setting.cases)
+    return frozenset(name for name in ("sampling_seconds", "gpu_hours") if not whole and setting.cost[name] is not None)
+
+
+def rivals(one: Setting, every: Sequence[Setting]) -> dict[str, Setting]:
+    """Method of AGAINST -> its setting on the same model and data. Left out where there is none, or more than one, or no
+    seed that both have."""
+    found = {}
     for method in AGAINST:
         others = [s for s in every if (s.model, s.data, s.method) == (one.model, one.data, method)]
-        if len(others) != 1:
-            continue
-        common = set(one.seeds) & set(others[0].seeds)
-        if not common:
-            continue
-        mine, theirs = (cost([case for case in s.cases if case.seeds in common]) for s in (one, others[0]))
+        if len(others) == 1 and set(one.seeds) & set(others[0].seeds):
+            found[method] = others[0]
+    return found
+
+
+def shares(one: Setting, every: Sequence[Setting]) -> dict[str, dict[str, float]]:
+    """Method of AGAINST -> cost -> share of that method's (`rivals`), over the seeds both have."""
+    out: dict[str, dict[str, float]] = {}
+    for method, other in rivals(one, every).items():
+        common = set(one.seeds) & set(other.seeds)
+        mine, theirs = (cost([case for case in s.cases if case.seeds in common]) for s in (one, other))
         found = {}
         for name in COSTS:
             a, b = mine[name], theirs[name]

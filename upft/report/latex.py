@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from upft.report.table import Cell, Table
+from upft.report.table import Cell, Column, Table
 from upft.statistics import GAIN, LOSS
 
 SIGNS = {
@@ -13,10 +13,12 @@ SIGNS = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\symbol{34}", "−": r"$-$", "—": "---", "–": "--", "…": r"\ldots{}", "×": r"$\times$",
     "→": r"$\rightarrow$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "\u00a0": "~", "‖": r"$\Vert$",
-    "“": "``", "”": "''", "’": "'", "`": r"\textasciigrave{}",
+    "≈": r"$\approx$", "“": "``", "”": "''", "’": "'", "`": r"\textasciigrave{}",
 }
 """What TeX takes for a command, and what its fonts lack. Symbols need amssymb; nothing needs another encoding than TeX's first
 (OT1, which has no \\textquotedbl)."""
+NARROW = 9
+"""Characters of a line of a heading, as many as most numbers have."""
 LIGATURES = re.compile(r"-(?=-)|'(?=')|,(?=,)|<(?=<)|>(?=>)|[?!](?=`)")
 """Signs that fonts join with the next one."""
 VERDICTS = {GAIN: r"$^{\blacktriangle}$", LOSS: r"$^{\blacktriangledown}$"}
@@ -25,7 +27,7 @@ VERDICTS = {GAIN: r"$^{\blacktriangle}$", LOSS: r"$^{\blacktriangledown}$"}
 def table(one: Table) -> str:
     r"""The tabular, over it what it needs and its title as comments. A difference stands in a line of its own in each cell."""
     spec = "".join("r" if column.numeric else "l" for column in one.columns)
-    head = " & ".join(escaped(column.label) for column in one.columns)
+    head = " & ".join(_head(column) for column in one.columns)
     lines = [f"% {_plain(one.title)}", r"% needs \usepackage{booktabs,amssymb,textcomp}",
              f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", f"{head} \\\\", r"\midrule"]
     for row in one.rows:
@@ -37,6 +39,20 @@ def table(one: Table) -> str:
     if one.note:
         lines.append(f"% {_plain(one.note)}")
     return "\n".join(lines) + "\n"
+
+
+def _head(column: Column) -> str:
+    """On several lines where it is long and has spaces, so that it is not wider than the numbers under it."""
+    lines: list[str] = []
+    for part in column.label.split():
+        if lines and len(lines[-1]) + len(part) < NARROW:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    if len(lines) < 2:
+        return escaped(column.label)
+    side, stacked = "r" if column.numeric else "l", r" \\ ".join(map(_group, lines))
+    return f"\\shortstack[{side}]{{{stacked}}}"
 
 
 def _cell(cell: Cell, published: bool) -> str:
@@ -73,6 +89,6 @@ def _ascii(sign: str) -> str:
 def _plain(text: str) -> str:
     """For a comment: ASCII, on one line."""
     named = {"−": "-", "–": "-", "—": "--", "“": '"', "”": '"', "’": "'", "×": "x", "→": "->", "▲": "gain", "▼": "loss",
-             "‖": "||", "…": "..."}
+             "‖": "||", "…": "...", "≈": "~"}
     text = " ".join(text.split())
     return "".join(named.get(sign, sign if sign.isascii() and sign.isprintable() else _ascii(sign)) for sign in text)

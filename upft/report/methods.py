@@ -25,8 +25,9 @@ def costs(evidence: Evidence) -> dict[str, Any]:
 
     sampled: response tokens that the method needs, whatever sampling they were taken from; trained: tokens of its rows and
     pairs, each once (the paper's count: its UPFT on 12,000 questions trains on 15.8 tokens a question = 0.2M in two epochs);
-    verifier: of these, those of the pairs. The others: with prompts, over all epochs, operations; seconds: of the training;
-    sampling_seconds: of the sampling that the traces are from, None where other samplings had paid for a part of it.
+    verifier: of these, those of the pairs. The others: with prompts, over all epochs, FLOPs; seconds: grading, building and
+    training; device_seconds: wall-clock times GPUs of all stages after sampling. sampling_seconds, sampling_device_seconds,
+    sampling_share: see `sampling_alone`.
     """
     kinds: dict[str, list[Ledger]] = {}
     for record in evidence.stages:
@@ -45,7 +46,7 @@ def costs(evidence: Evidence) -> dict[str, Any]:
     known = len(alone) == len(rounds)
     sampled = sum(int(one["sampled_tokens"]) for one in alone) if known else sampling.sampled_tokens
     prompts = sum(int(one["prompt_tokens"]) for one in alone) if known else sampling.prompt_tokens
-    operations = [one["flops"] for one in alone]
+    flops = [one["flops"] for one in alone]
     paired = int(evidence.pairs.get("supervised_tokens", 0))
     rows = sum(int(one.get("supervised_tokens", 0)) for one in rounds)
     return {
@@ -54,11 +55,46 @@ def costs(evidence: Evidence) -> dict[str, Any]:
         "trained_all_epochs": training.supervised_tokens + verifier.supervised_tokens,
         "trained_with_prompts": training.forward_tokens + verifier.forward_tokens,
         "scored": all_of("reference").scored_tokens,
-        "sampling_flops": None if not known or None in operations else sum(operations),
+        "sampling_flops": None if not known or None in flops else sum(flops),
         "training_flops": training.flops + verifier.flops + all_of("reference").flops,
         "seconds": training.seconds + verifier.seconds + all_of("grades", "rows", "pairs", "reference").seconds,
-        "sampling_seconds": sampling.seconds if not sampling.reused_tokens else None,
+        "device_seconds": all_of("diagnosis", "grades", "rows", "train", "pairs", "reference", "verifier").device_seconds,
+        **sampling_alone(evidence),
     }
+
+
+def sampling_alone(evidence: Evidence) -> dict[str, float | None]:
+    """Seconds, and wall-clock seconds times GPUs, of the sampling that the method needs alone: those measured, times
+    `sampling_share`, the tokens it needs over the tokens drawn while they were measured (at 1 nothing is estimated).
+
+    A sampling that several methods share draws more than one of them needs. One that took samples over from others, or
+    went on after an interruption, drew fewer: where it drew less than half of its tokens in the time that is known, all
+    three are None. A pilot belongs to the first round, which takes its tokens over.
+    """
+    ledgers = {record.role: record.ledger for record in evidence.stages}
+    seconds = device_seconds = drawn = needed = 0.0
+    rounds = [*(f":{number}" for number in range(1, len(evidence.earlier) + 1)), ""]
+    for place, (mark, rows) in enumerate(zip(rounds, [*evidence.earlier, evidence.rows], strict=True)):
+        sample = ledgers.get(f"samples{mark}", Ledger())
+        pilot = ledgers.get("pilot", Ledger()) if place == 0 else Ledger()
+        twice = min(pilot.sampled_tokens, sample.reused_tokens)
+        every = pilot.sampled_tokens + sample.sampled_tokens - twice
+        measured = (pilot.sampled_tokens - pilot.reused_tokens
+                    + (sample.sampled_tokens - sample.reused_tokens) * (_measured(evidence.samples) if mark == "" else 1.0))
+        if measured <= 0 or 2 * measured < every:
+            return dict.fromkeys(("sampling_seconds", "sampling_device_seconds", "sampling_share"))
+        alone = int(rows.get("alone", {}).get("sampled_tokens", sample.sampled_tokens)) + pilot.sampled_tokens - twice
+        seconds += (pilot.seconds + sample.seconds) * alone / measured
+        device_seconds += (pilot.device_seconds + sample.device_seconds) * alone / measured
+        drawn, needed = drawn + measured, needed + alone
+    return {"sampling_seconds": seconds, "sampling_device_seconds": device_seconds, "sampling_share": needed / drawn}
+
+
+def _measured(samples: Mapping[str, Any]) -> float:
+    """Of the requests that a sampling drew, the share that its ledger's seconds are of: not those before an interruption."""
+    asked = int(samples.get("prefix_requests") or 0) + int(samples.get("trace_requests") or 0)
+    drawn = asked - int(samples.get("taken_from_other_samplings") or 0)
+    return 1 - int(samples.get("reused_after_interruption") or 0) / drawn if drawn > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +135,8 @@ def columns(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """(header, cells) as text."""
     tasks = list(dict.fromkeys(task for line in lines for task in line.accuracy))
     header = ["model, data", "method", "seed", "sampled", "trained", "of a verifier", "sampled, with prompts",
-              "trained, all epochs with prompts", "sampling", "training", "training time", *(f"{task} %" for task in tasks)]
+              "trained, all epochs with prompts", "FLOPs of sampling", "FLOPs of training", "time to sample", "time to train",
+              *(f"{task} %" for task in tasks)]
     if len(tasks) > 1:
         header.append("mean %")
     cells = []
@@ -109,9 +146,15 @@ def columns(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
             "sampled", "trained", "verifier", "sampled_with_prompts", "trained_with_prompts")]
         spent = [w.NONE if not c or not c[key] else w.flops(c[key]) for key in ("sampling_flops", "training_flops")]
         cells.append([f"{line.model}, {line.data}", line.method, w.seeds(line.seed, line.train_seed), *counts,
-                      *(spent if c else ["", ""]), w.seconds(c["seconds"]) if c else "",
+                      *([*spent, _time_to_sample(c), w.seconds(c["seconds"])] if c else [""] * 4),
                       *(_shown(line.accuracy.get(task)) for task in tasks), *([w.points(line.mean)] if len(tasks) > 1 else [])])
     return header, cells
+
+
+def _time_to_sample(costs: Mapping[str, Any]) -> str:
+    """A dash where it is not known, or not told by an earlier version."""
+    seconds, share = costs["sampling_seconds"], costs.get("sampling_share")
+    return w.NONE if seconds is None or share is None else w.about(w.seconds(seconds), share != 1)
 
 
 def _shown(accuracy: Estimate | None) -> str:

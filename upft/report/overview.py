@@ -13,7 +13,7 @@ from typing import Any
 from upft.report import curves, markdown, page, paper
 from upft.report import settings as s
 from upft.report import wording as w
-from upft.report.costs import shares
+from upft.report.costs import estimated, shares
 from upft.report.figures import Drawn
 from upft.report.settings import Case, Setting, TaskFound
 from upft.report.studies import Study
@@ -159,7 +159,8 @@ def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping
             "knobs": list(one.knobs), "seeds": [seed for seed, _ in one.seeds],
             "train_seeds": [seed for _, seed in one.seeds], "cells": [case.key for case in one.cases], "length": one.length,
             "tasks": {task: _found(found) for task, found in one.tasks.items()},
-            "mean": None if one.mean is None else _found(one.mean), "cost": dict(one.cost), "shares": shares(one, settings),
+            "mean": None if one.mean is None else _found(one.mean), "cost": dict(one.cost),
+            "estimated": sorted(estimated(one)), "shares": shares(one, settings),
             "published": {table: asdict(line) for table in ("unsupervised", "supervised")
                           if (line := paper.line(table, one.model, one.data, one.method)) is not None},
         } for one in settings],

@@ -14,7 +14,7 @@ from typing import Any
 
 from upft.analyses import branching, consistency, divergences
 from upft.hashing import digest
-from upft.report import analyses, curves, panels
+from upft.report import analyses, panels, series
 from upft.report import wording as w
 from upft.report.analyses import Section
 from upft.report.figures import Drawn, drawn, styled
@@ -167,7 +167,7 @@ def draw(every: Sequence[Study]) -> dict[str, Drawn]:
                 case "coverage":
                     figure = panels.coverage([(one.who, one.told) for one in found])
                 case _:
-                    colours = curves.colours([one.method for one in found])
+                    colours = series.colours([one.method for one in found])
                     figure = panels.divergences([(one.who, colours[one.method][0], one.told) for one in found])
             name = f"{study.name}-{number}"
             figures[name] = drawn(name, " ".join(section.text), figure)

@@ -5,11 +5,12 @@ Chooses columns and rows; what a table looks like is another room's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from upft.report import paper
 from upft.report import wording as w
-from upft.report.costs import AGAINST, shares
+from upft.report.costs import AGAINST, estimated, rivals, shares
 from upft.report.settings import Base, Case, Setting, TaskFound, bases
 from upft.report.table import Cell, Column, Row, Table, estimate, number, word
 
@@ -25,7 +26,7 @@ def tables(settings: Sequence[Setting], cases: Sequence[Case]) -> list[Table]:
     labelled = [s for s in settings if s.method == "UPFT" or s.method not in UNSUPERVISED]
     found = [_accuracies("unsupervised", "Without labels", [s for s in settings if s.method in UNSUPERVISED]),
              _accuracies("supervised", "With labels", labelled) if len(labelled) > len(free) else None,
-             _cost(settings), _shares(settings), _cells(cases)]
+             _cost(settings), *(_shares(settings, method) for method in AGAINST), _cells(cases)]
     return [table for table in found if table is not None]
 
 
@@ -118,52 +119,67 @@ def _paper_row(one: paper.Published, tasks: Sequence[str], counts: Sequence[Colu
 
 LABELS = {
     "sampled": "sampled", "sampled_with_prompts": "sampled, with prompts", "trained": "trained",
-    "trained_with_prompts": "trained, with prompts", "flops": "operations", "training_seconds": "training time",
-    "gpu_hours": "GPU-hours", "peak_memory_bytes": "peak memory", "peak_device_bytes": "peak GPU memory",
+    "trained_with_prompts": "trained, with prompts", "flops": "FLOPs", "sampling_seconds": "time to sample",
+    "training_seconds": "time to train", "gpu_hours": "GPU-hours", "peak_memory_bytes": "peak memory",
+    "peak_device_bytes": "peak GPU memory",
 }
 
 
 def _shown(name: str, value: float) -> str:
     if name == "flops":
         return w.flops(value)
-    if name == "training_seconds":
+    if name in ("sampling_seconds", "training_seconds"):
         return w.seconds(value)
     if name == "gpu_hours":
-        return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+        return w.digits(value)
     return w.memory(value) if name.startswith("peak") else w.short(value)
+
+
+def _spent(value: float | None, shown: Callable[[float], str], estimate: bool) -> Cell:
+    """A cost; the CSV says of those that may be estimated whether it is."""
+    return Cell(w.NONE) if value is None else Cell(w.about(shown(value), estimate), value, data={
+        "": value, **({"estimated": "yes"} if estimate else {})})
 
 
 def _cost(settings: Sequence[Setting]) -> Table:
     there = [name for name in LABELS if any(s.cost[name] is not None for s in settings)]
     rows = tuple(Row((word(s.model), word(s.data), Cell(s.name, s.name, data={"": s.name}), *(
-        number(value, _shown(name, value)) if (value := s.cost[name]) is not None else Cell(w.NONE) for name in there)))
-        for s in settings)
+        _spent(s.cost[name], partial(_shown, name), name in estimated(s)) for name in there))) for s in settings)
+    guessed = any(estimated(s) for s in settings)
+    unknown = any(s.cost["sampling_seconds"] is None for s in settings)
     return Table("cost", "What each took", (*(Column(name, name, False) for name in ("model", "data", "setting")), *(
-        Column(name, LABELS[name]) for name in there)), rows,
-        "Sampled and trained: response tokens, as the paper counts; with prompts: what the machine read, in all "
-        "epochs. Sampled is what the "
-        "method would have sampled alone. Operations by formula, of sampling and training. Training time: grading, building "
-        "and training. Peak memory and GPU-hours: of all stages that make the model, a sampling that several share in full. "
-        "Means over seeds.")
+        Column(name, LABELS[name]) for name in there)), rows, (
+        "Sampled and trained: response tokens, as the paper counts; with prompts: what the machine read, in all epochs. "
+        "Sampled is what the method would have sampled alone. FLOPs by formula, of sampling and training. Time to train: "
+        "grading, building and training. "
+        + ("GPU-hours: of sampling and of all that the time to train covers. " if "gpu_hours" in there else "")
+        + ("≈: the sampling drew more tokens than the method needs (several methods share it), or fewer; its seconds and "
+           "GPU-hours are counted in proportion to the tokens needed. " if guessed else "")
+        + ("A dash: the samples were taken over from other samplings, so what they took is not known. " if unknown else "")
+        + "Seconds are those of the machine under whatever load it had. Peak memory: of the stages as they ran, a shared "
+        "sampling in full. Means over seeds."))
 
 
-def _shares(settings: Sequence[Setting]) -> Table | None:
-    found = {id(s): shares(s, settings) for s in settings}
-    there = [(method, name) for method in AGAINST for name in LABELS
-             if any(name in one.get(method, {}) for one in found.values())]
-    if not there:
-        return None
-    rows = []
+def _shares(settings: Sequence[Setting], method: str) -> Table | None:
+    """Costs as a share of a method's; without settings that are that method's or cost the same throughout."""
+    rows, there = [], []
     for s in settings:
-        mine: Mapping[str, Mapping[str, float]] = found[id(s)]
-        if mine:
-            values = [mine.get(method, {}).get(name) for method, name in there]
-            rows.append(Row((word(s.model), word(s.data), Cell(s.name, s.name, data={"": s.name}), *(
-                Cell(w.NONE) if value is None else number(value, w.share(value)) for value in values))))
-    return Table("ratios", "As a share of RFT's and SFT's", (
-                 *(Column(name, name, False) for name in ("model", "data", "setting")),
-                 *(Column(f"{name}_of_{method.lower()}", f"{LABELS[name]}, of {method}'s") for method, name in there)),
-                 tuple(rows), "Same model and data, over the seeds that both have.")
+        mine, guessed = shares(s, settings).get(method, {}), estimated(s)
+        if all(w.share(value) == w.share(1) for value in mine.values()):
+            continue
+        other = rivals(s, settings)[method]
+        rows.append((s, mine, guessed | estimated(other)))
+        there += list(mine)
+    names = [name for name in LABELS if name in there]
+    if not rows:
+        return None
+    return Table(f"ratios-{method.lower()}", f"As a share of {method}'s", (
+        *(Column(name, name, False) for name in ("model", "data", "setting")),
+        *(Column(f"{name}_of_{method.lower()}", LABELS[name]) for name in names)),
+        tuple(Row((word(s.model), word(s.data), Cell(s.name, s.name, data={"": s.name}), *(
+            _spent(mine.get(name), w.share, name in guessed) for name in names))) for s, mine, guessed in rows),
+        ("≈: from an estimate. " if any(guessed & set(mine) for _, mine, guessed in rows) else "")
+        + f"Same model and data, over the seeds that both have. A setting that costs what {method} does has no row.")
 
 
 def _cells(cases: Sequence[Case]) -> Table:

@@ -91,11 +91,25 @@ def memory(size: float) -> str:
 
 
 def flops(n: float) -> str:
-    """Floating-point operations with a metric prefix: 1.23 PFLOP."""
-    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
-        if n >= 10.0**power:
-            return f"{n / 10.0**power:,.3g} {prefix}FLOP"
+    """Floating-point operations with a metric prefix, three digits: 1.23 PFLOP, 2.00 TFLOP."""
+    for power, prefix in PREFIXES:
+        if n >= 0.9995 * 10.0**power:
+            return f"{digits(n / 10.0**power)} {prefix}FLOP"
     return f"{n:,.0f} FLOP"
+
+
+PREFIXES = ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"))
+"""Powers of ten and their metric prefixes."""
+
+
+def digits(x: float) -> str:
+    """Three significant digits, zeros at the end too: 0.00720, 0.700, 12.3, 123; 1,234 from a thousand on."""
+    return f"{x:,.0f}" if abs(x) >= 999.5 else f"{x:#.3g}".removesuffix(".")
+
+
+def about(text: str, estimated: bool) -> str:
+    """≈ before an estimate."""
+    return f"≈ {text}" if estimated else text
 
 
 def or_none(text: str, number: float) -> str:

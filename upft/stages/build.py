@@ -137,8 +137,9 @@ def build(spec: BuildSpec, length: int, samples: Path, prompter: Prompter, tally
         if not whole and not spec.right and len(question.prompt_ids) + length > told.get("context", math.inf):
             tally.lose(CRAMPED)
             continue
-        tally.alone.add(len(question.prompt_ids),
-                        [len(t.ids) if whole or spec.right else min(len(t.ids), length) for t in mine])
+        tally.alone.add(len(question.prompt_ids), [
+            len(t.ids) if whole or spec.right else min(len(t.ids), length)
+            for t in selection.needed(mine, spec.cap, spec.right)])
         rows = {trace.index: cutter.row(question, trace, whole) for trace in mine if trace.right or not spec.right}
         if spec.right:
             good = [trace for trace in mine if isinstance(rows.get(trace.index), Made)]
