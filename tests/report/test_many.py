@@ -20,7 +20,7 @@ from test_page import Page
 
 from upft import dossier, shelf, statistics
 from upft.errors import DataError, StoreError
-from upft.report import latex, markdown, paper, spreadsheet
+from upft.report import files, latex, markdown, paper, spreadsheet
 from upft.report.settings import settings
 from upft.report.table import Cell, Column, Row, Table, estimate
 from upft.statistics import Estimate, Paired
@@ -155,11 +155,11 @@ def test_results_json_keeps_to_its_schema(told: dict[str, Any]) -> None:
 def test_the_same_artifacts_give_the_same_bytes(root: Path) -> None:
     reports = sorted((root / "store" / "report").iterdir())
     dossier.write(reports[::-1], root / "again")
-    files = sorted(path.relative_to(root / "out") for path in (root / "out").rglob("*") if path.is_file())
-    assert {str(path) for path in files} >= {"report.html", "report.md", "results.json", "figures/length-0.svg",
+    written = sorted(path.relative_to(root / "out") for path in (root / "out").rglob("*") if path.is_file())
+    assert {str(path) for path in written} >= {"report.html", "report.md", "results.json", "figures/length-0.svg",
                                              "figures/ratio-0.pdf", "figures/pareto-0.svg", "figures/loss-0.svg",
                                              "tables/cost.tex", "tables/ratios.csv", "tables/cells.csv"}
-    for path in files:
+    for path in written:
         assert (root / "out" / path).read_bytes() == (root / "again" / path).read_bytes(), path
 
 
@@ -199,7 +199,7 @@ def test_seeds_of_the_training_alone_are_seeds_too(tmp_path: Path) -> None:
     assert base["tasks"]["gsm8k"]["samples"] == 2
     assert [c["train_seed"] for c in told["cells"]] == [0, 1, 2]
     assert "3 cells, 1 setting, seed 0, training seeds 0, 1, 2" in page
-    assert len(shelf.choose(["train.seed=1,2"], tmp_path / "store")[0]) == 2
+    assert len(shelf.choose(["train.seed=1,2"], tmp_path / "store").reports) == 2
 
 
 def test_of_two_reports_on_one_cell_the_later_counts(tmp_path: Path) -> None:
@@ -213,11 +213,11 @@ def test_of_two_reports_on_one_cell_the_later_counts(tmp_path: Path) -> None:
 def test_what_can_be_selected(root: Path) -> None:
     there = root / "store"
     every = sorted((there / "report").iterdir())
-    assert shelf.choose([], there) == (every, None)
-    assert shelf.choose([every[3].name[:8]], there) == ([every[3]], None)
-    assert len(shelf.choose(["method=upft", "prefix.len=8", "seed=1"], there)[0]) == 2
-    assert len(shelf.choose(["method=upft_label_filter,rft"], there)[0]) == 4
-    assert shelf.choose([str(every[0]), "seed=0,1"], there)[0] == [every[0]]
+    assert shelf.choose([], there) == shelf.Chosen(every)
+    assert shelf.choose([every[3].name[:8]], there) == shelf.Chosen([every[3]])
+    assert len(shelf.choose(["method=upft", "prefix.len=8", "seed=1"], there).reports) == 2
+    assert len(shelf.choose(["method=upft_label_filter,rft"], there).reports) == 4
+    assert shelf.choose([str(every[0]), "seed=0,1"], there).reports == [every[0]]
     with pytest.raises(DataError, match=r"no report has seed=7\n.*there are: model=qwen_math; .*seed=0,1"):
         shelf.choose(["seed=7"], there)
     with pytest.raises(DataError, match=r"sede is nothing to select by\n.*'seed'"):
@@ -236,13 +236,90 @@ def test_a_sweep_is_selected_by_its_id_and_told_by_its_command(root: Path) -> No
     Records(Store(root / "store")).keep_sweep(Sweep(
         "ab12cd34", ["/somewhere/bin/python", "run.py", "-m", "prefix.len=8,32"], "/there", "2026-03-01T10:00:00Z", "",
         {"one": every[0].name, "two": every[1].name, "missing": key("nowhere")}))
-    found, command = shelf.choose(["ab12"], root / "store")
-    assert (found, command) == (every[:2], "python run.py -m prefix.len=8,32")
+    chosen = shelf.Chosen(every[:2], "python run.py -m prefix.len=8,32", ["missing"])
+    assert shelf.choose(["ab12"], root / "store") == chosen
     page = root / "store" / "sweeps" / "ab12cd34"
     page.mkdir(parents=True)
-    assert shelf.choose([str(page)], root / "store") == (found, command)
-    assert [one.name for one in shelf.choose([str(page)], root / "elsewhere")[0]] == [one.name for one in every[:2]]
-    assert shelf.choose(["ab12", "seed=0"], root / "store")[1] is None
+    assert shelf.choose([str(page)], root / "store") == chosen
+    elsewhere = shelf.choose([str(page)], root / "elsewhere")
+    assert ([one.name for one in elsewhere.reports], elsewhere.missing) == ([one.name for one in every[:2]], ["missing"])
+    assert shelf.choose(["ab12", "seed=0"], root / "store").command is None
+
+
+def test_a_sweep_selected_by_its_id_names_the_cells_that_have_no_report(root: Path, tmp_path: Path,
+                                                                       capsys: pytest.CaptureFixture) -> None:
+    from upft.choices import MethodName
+    from upft.plan import Stage
+    from upft.records import Records, Sweep
+    from upft.specs import ReportSpec
+    from upft.store import Store
+
+    every = sorted((root / "store" / "report").iterdir())
+    planned = Stage("report", "report", ReportSpec("UPFT of a on b", "a", "b", MethodName.upft, 16, 0.1, 7, ("gsm8k",)))
+    records = Records(Store(root / "store"))
+    records.describe([planned])
+    records.keep_sweep(Sweep("cd34ef56", ["python", "run.py", "-m", "prefix.len=8,16"], "/there", "2026-03-01T10:00:00Z", "",
+                             {"prefix.len=8": every[0].name, "prefix.len=16 seed=7": planned.key}))
+    shelf.main(["cd34ef56", "--store", str(root / "store"), "--out", str(tmp_path)])
+    told = json.loads((tmp_path / "results.json").read_text())
+    assert told["missing"] == ["prefix.len=16 seed=7"]
+    assert "1 cell of this sweep has no report yet: prefix.len=16 seed=7" in (tmp_path / "report.html").read_text()
+    assert "without a report: prefix.len=16 seed=7" in "".join(capsys.readouterr())
+    seed = json.loads((every[0] / "spec.json").read_text())["spec"]["seed"]
+    assert shelf.choose(["cd34ef56", f"seed={seed}"], root / "store").missing == []
+    assert shelf.choose(["cd34ef56", f"seed={seed},7"], root / "store").missing == ["prefix.len=16 seed=7"]
+
+
+def test_a_report_deletes_what_an_earlier_one_wrote_and_nothing_of_the_users(root: Path, tmp_path: Path) -> None:
+    one, other = (cell(tmp_path / f"store{n}", Setting(prefix_len=8, tasks=("gsm8k",), looked=n == 0)) for n in (0, 1))
+    out = tmp_path / "paper"
+    mine = {"tables/mine.tex": "\\toprule", "tables/cost-notes.csv": "a", "figures/overview.pdf": "%PDF",
+            "figures/sketch.svg": "<svg/>", "figures/length-0/raw.txt": "raw", "figures/accuracy.svg": "<svg/>", "tables/kl-0.txt": "x", "notes.md": "notes"}
+    for name, text in mine.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+
+    def foreign() -> dict[str, str]:
+        return {name: (out / name).read_text() for name in mine}
+
+    dossier.write([one], out)
+    first = json.loads((out / "results.json").read_text())["files"]
+    assert {"tables/kl-3.tex", "figures/consistency-0.pdf", "tables/unsupervised.csv"} <= set(first)
+    assert all((out / name).is_file() for name in first)
+    assert foreign() == mine
+    dossier.write([other], out)
+    second = json.loads((out / "results.json").read_text())["files"]
+    stale = set(first) - set(second)
+    assert {"tables/kl-3.tex", "figures/consistency-0.pdf"} <= stale
+    assert not [name for name in stale if (out / name).exists()]
+    there = {str(path.relative_to(out)) for folder in ("tables", "figures") for path in (out / folder).rglob("*")
+             if path.is_file()}
+    assert there == set(second) | {name for name in mine if "/" in name}
+    assert foreign() == mine
+
+
+@pytest.mark.parametrize("told", [None, "no JSON", '{"loss": 1}', '{"schema": 1, "files": ["figures/kl-0.svg"]}', "[]"])
+def test_a_folder_without_an_earlier_report_loses_nothing(tmp_path: Path, told: str | None) -> None:
+    out = tmp_path / "paper"
+    for name in ("figures/kl-0.svg", "tables/ratios.csv"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    if told is not None:
+        (out / "results.json").write_text(told)
+    assert files.earlier(out) == []
+
+
+def test_a_report_of_before_files_were_listed_is_known_by_its_names(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "old"
+    written = dossier.write([cell(tmp_path / "store", Setting(looked=True))], out).parent
+    told = json.loads((written / "results.json").read_text())
+    listed = told.pop("files")
+    (written / "results.json").write_text(json.dumps(told))
+    (out / "tables" / "unsupervised-final.tex").write_text("mine")
+    assert files.earlier(out) == listed
+    for evil in ("../outside.csv", "tables/../../outside.csv", "notes.md"):
+        (written / "results.json").write_text(json.dumps({**told, "files": [evil, *listed]}))
+        assert files.earlier(out) == listed
 
 
 def test_a_secret_of_a_command_is_in_no_file_of_the_report_or_the_record(root: Path, tmp_path: Path) -> None:

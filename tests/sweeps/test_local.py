@@ -47,10 +47,11 @@ def test_side_by_side_is_the_serial_run(tmp_path):
     assert len(pages[0]) == 1, "a sweep ends with the report on its cells, however it ran"
     [page] = (tmp_path / "serial").glob("sweeps/*/report.html")
     for chosen in (page.parent.name, page.parent.name[:6], str(page.parent)):
-        found, command = shelf.choose([chosen], tmp_path / "serial")
-        assert len(found) == 2, "a serial sweep's id selects its cells, as any other's"
-        assert command is not None
-        assert command.startswith(f"python {ROOT / 'run.py'} -m prefix.len=4,8 ")
+        found = shelf.choose([chosen], tmp_path / "serial")
+        assert len(found.reports) == 2, "a serial sweep's id selects its cells, as any other's"
+        assert found.missing == []
+        assert found.command is not None
+        assert found.command.startswith(f"python {ROOT / 'run.py'} -m prefix.len=4,8 ")
     listed = subprocess.run([sys.executable, "-m", "upft.jobs", "--store", str(tmp_path / "serial")], capture_output=True,
                             text=True, cwd=ROOT, timeout=60)
     assert page.parent.name in listed.stdout
@@ -77,6 +78,8 @@ def test_what_fails_is_told_and_leaves_the_others(tmp_path):
     [told] = [json.loads(page.read_text()) for page in store.glob("sweeps/*/results.json")]
     assert told["missing"] == [f"model.path={bad}"]
     assert len(told["cells"]) == 1
+    [page] = store.glob("sweeps/*/report.html")
+    assert shelf.choose([page.parent.name], store).missing == told["missing"]
     listed = subprocess.run([sys.executable, "-m", "upft.jobs", "list", "--store", str(store)], capture_output=True, text=True,
                             cwd=ROOT, timeout=60)
     assert listed.returncode == 0, listed.stderr

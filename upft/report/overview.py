@@ -145,11 +145,12 @@ def as_markdown(settings: Sequence[Setting], cases: Sequence[Case], tables: Sequ
 
 
 def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping[str, Drawn],
-            commands: Sequence[str], studies: Sequence[Study] = (), missing: Sequence[str] = ()) -> dict[str, Any]:
-    """results.json (docs/report.md)."""
+            commands: Sequence[str], studies: Sequence[Study] = (), missing: Sequence[str] = (),
+            files: Sequence[str] = ()) -> dict[str, Any]:
+    """results.json (docs/report.md). files: the tables and figures beside it."""
     return {
         "schema": SCHEMA, "title": title(settings), "source_of_published": paper.told()["source"], "commands": list(commands),
-        "missing": list(missing),
+        "missing": list(missing), "files": list(files),
         "figures": {name: drawn.alt for name, drawn in figures.items()},
         "bases": [{"model": base.model, "tasks": {task: _asked(one) | {"accuracy": asdict(one.accuracy)}
                                                   for task, one in base.tasks.items()},
