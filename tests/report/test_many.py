@@ -274,7 +274,8 @@ def test_a_report_deletes_what_an_earlier_one_wrote_and_nothing_of_the_users(roo
     one, other = (cell(tmp_path / f"store{n}", Setting(prefix_len=8, tasks=("gsm8k",), looked=n == 0)) for n in (0, 1))
     out = tmp_path / "paper"
     mine = {"tables/mine.tex": "\\toprule", "tables/cost-notes.csv": "a", "figures/overview.pdf": "%PDF",
-            "figures/sketch.svg": "<svg/>", "figures/length-0/raw.txt": "raw", "figures/accuracy.svg": "<svg/>", "tables/kl-0.txt": "x", "notes.md": "notes"}
+            "figures/sketch.svg": "<svg/>", "figures/length-0/raw.txt": "raw",
+            "figures/accuracy.svg": "<svg/>", "tables/kl-0.txt": "x", "notes.md": "notes"}
     for name, text in mine.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(text)
