@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from test_page import Page
 
 from upft import dossier, shelf, statistics
 from upft.errors import DataError, StoreError
-from upft.report import files, latex, markdown, paper, spreadsheet
+from upft.report import files, knobs, latex, markdown, overview, paper, spreadsheet, wording
 from upft.report.settings import settings
 from upft.report.table import Cell, Column, Row, Table, estimate
 from upft.statistics import Estimate, Paired
@@ -51,6 +52,11 @@ def matrix(task: str, one: Setting | None) -> np.ndarray:
         rows(task, ("base", seed), 0.0) if one is None else rows(task, replace(one, seed=seed), one.gain) for seed in (0, 1))])
 
 
+def without_detectable(paired: dict[str, Any]) -> dict[str, Any]:
+    assert 0 < paired["smallest_detectable"] <= 1
+    return {name: value for name, value in paired.items() if name != "smallest_detectable"}
+
+
 def test_seeds_are_one_row_with_an_interval_over_both(told: dict[str, Any]) -> None:
     assert len(told["settings"]) == len(PAPER) // 2
     for one in PAPER[::2]:
@@ -62,7 +68,7 @@ def test_seeds_are_one_row_with_an_interval_over_both(told: dict[str, Any]) -> N
             assert found["tasks"][task]["accuracy"]["value"] == pytest.approx(after.mean())
             paired = statistics.paired_over_seeds(before, after)
             assert found["tasks"][task]["paired"]["difference"] == pytest.approx(after.mean() - before.mean())
-            assert found["tasks"][task]["paired"] == pytest.approx(vars(paired))
+            assert without_detectable(found["tasks"][task]["paired"]) == pytest.approx(vars(paired))
         means = [np.mean([matrix(task, side).mean() for task in one.tasks]) for side in (None, one)]
         assert found["mean"]["accuracy"]["value"] == pytest.approx(means[1])
         assert found["mean"]["paired"]["difference"] == pytest.approx(means[1] - means[0])
@@ -141,6 +147,9 @@ def test_page_markdown_latex_and_csv_tell_the_same(root: Path, told: dict[str, A
     assert "inside noise" in page.words
     assert "▼" in page.words
     assert "60 questions, paper protocol, mean of 2 answers at T=0.6" in page.words
+    assert "$^{\\mathrm{ns}}$" in tex
+    assert "The tables of results hold 30 tests against the base model" in page.words
+    assert "30 tests against the base model, each at the 5% level" in text
 
 
 def test_results_json_keeps_to_its_schema(told: dict[str, Any]) -> None:
@@ -177,7 +186,136 @@ def test_other_learning_rates_are_other_settings_and_say_so(tmp_path: Path) -> N
     reports = store(tmp_path / "store", [one, replace(one, seed=1), replace(one, lr=1e-5)])
     found = settings([dossier.read(report) for report in reports])
     assert [(s.seeds, s.knobs) for s in found] == [
-        ([(0, 0)], ("train.lr=1e-05",)), ([(0, 0), (1, 1)], ("train.lr=2e-06",))]
+        ([(0, 0), (1, 1)], ("train.lr=2e-06",)), ([(0, 0)], ("train.lr=1e-05",))]  # by value: as text 1e-05 would be first
+
+
+def asked(root: Path, s: Setting, n: int, limit: int | None) -> Path:
+    """A cell of which base and trained model were asked `n` times each of the first `limit` questions."""
+    folder = cell(root, replace(s, data=f"{s.data} {n} {limit}"))
+    told = json.loads((folder / "spec.json").read_text())
+    told["spec"]["data"] = s.data
+    for role, name in told["inputs"].items():
+        task = role.partition(":")[2]
+        if not task:
+            continue
+        old = next(folder.parent.parent.glob(f"evaluate/{name}"))
+        new = old.with_name(key(name, n, limit))
+        if not new.is_dir():
+            shutil.copytree(old, new)
+            lines = [json.loads(line) for line in (old / "answers.jsonl").open()]
+            (new / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line["index"] < n and (
+                limit is None or int(line["id"][-3:]) < limit)))
+            spec = json.loads((old / "spec.json").read_text())
+            spec["spec"] |= {"n": n, "questions": {"type": "QuestionsSpec", "limit": limit, "source": {
+                "type": "HubRef", "id": task, "revision": "0" * 40}}}
+            (new / "spec.json").write_text(json.dumps(spec))
+        told["inputs"][role] = new.name
+    (folder / "spec.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_settings_that_answered_other_questions_are_not_chosen_from_together(tmp_path: Path) -> None:
+    """One training, evaluated twice: two findings, two base rows, each named once by the keys that a user types."""
+    one = Setting(tasks=("gsm8k", "gpqa"))
+    reports = [asked(tmp_path / "store", one, 2, None), asked(tmp_path / "store", one, 1, 20)]
+    found = settings([dossier.read(report) for report in reports])
+    assert [s.knobs for s in found] == [("eval.limit=20", "eval.n=1"), ("eval.limit=null", "eval.n=2")]
+    told = overview.findings(found)
+    assert len(told) == 2
+    assert not any("Best of" in finding["numbers"] for finding in told)
+    assert told[0]["what"].replace("\u00a0", " ").startswith(
+        "UPFT, t = 8, p = 0.1, eval.limit=20, eval.n=1 raised accuracy on the mean of 2 tasks: ")
+    dossier.write(reports, tmp_path / "out")
+    kinds = [(row["source"], row["method"], row["method_knobs"]) for row in table(tmp_path, "unsupervised")]
+    assert [row for row in kinds if row[0] != "paper"] == [
+        ("base", "base", "eval.limit=20; eval.n=1"), ("ours", "UPFT", "eval.limit=20; eval.n=1"),
+        ("base", "base", "eval.limit=null; eval.n=2"), ("ours", "UPFT", "eval.limit=null; eval.n=2")]
+    bases = json.loads((tmp_path / "out" / "results.json").read_text())["bases"]
+    assert [base["knobs"] for base in bases] == [["eval.limit=20", "eval.n=1"], ["eval.limit=null", "eval.n=2"]]
+    assert "base:gsm8k." not in "".join(kind[2] for kind in kinds)
+
+
+def test_what_sets_settings_apart_has_the_names_that_users_type() -> None:
+    evaluation = {"n": 1, "protocol": "paper", "questions": {"limit": None}, "sampling": {"temperature": 0.0},
+                  "wording": "{question}"}
+    one = {"samples": {"n": 1, "questions": {"limit": None, "source": {"type": "HubRef", "id": "a", "revision": "1" * 40}}},
+           "rows": {"eos": True}, "train": {"lr": 2e-6, "lora": None}, "base:a": evaluation, "trained:a": evaluation,
+           "base:b": evaluation, "trained:b": evaluation}
+
+    def other(role: str, **more: Any) -> dict[str, Any]:
+        return {name: {**spec, **more} if name.partition(":")[0] in role.split() else spec for name, spec in one.items()}
+
+    adapters = {"type": "LoraSpec", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": None, "merge": False}
+    limited = {"questions": {**one["samples"]["questions"], "limit": 128}}
+    standard = {**evaluation, "protocol": "standard", "n": 4, "sampling": {"temperature": None}, "wording": "other {question}"}
+    assert knobs.differ([one]) == [()]
+    assert knobs.differ([one, other("train", lr=1e-4)]) == [("train.lr=2e-06",), ("train.lr=0.0001",)]
+    assert knobs.differ([one, other("rows", eos=False)]) == [("prefix.eos=true",), ("prefix.eos=false",)]
+    assert knobs.differ([one, other("samples", **limited)]) == [("data.limit=null",), ("data.limit=128",)]
+    assert knobs.differ([one, other("train", lora=adapters)]) == [("train.lora=null",), ("train.lora.rank=16",)]
+    assert knobs.differ([other("train", lora=adapters), other("train", lora={**adapters, "alpha": 8.0})]) == [
+        ("train.lora.alpha=32.0",), ("train.lora.alpha=8.0",)]
+    assert knobs.differ([one, other("base trained", n=4, sampling={"temperature": 1.0})]) == [
+        ("eval.n=1", "eval.temperature=0.0"), ("eval.n=4", "eval.temperature=1.0")]
+    assert knobs.differ([one, {name: standard if ":" in name else spec for name, spec in one.items()}]) == [
+        ("eval.protocol=paper",), ("eval.protocol=standard",)]
+    assert knobs.differ([one, {**one, "base:b": {**evaluation, "n": 8}, "trained:b": {**evaluation, "n": 8}}]) == [
+        ("eval.tasks.b.paper.n=1",), ("eval.tasks.b.paper.n=8",)]
+    assert knobs.differ([one, {name: spec for name, spec in one.items() if not name.endswith(":b")}]) == [
+        ("eval.tasks=a,b",), ("eval.tasks=a",)]
+
+
+def test_what_ours_do_otherwise_than_the_paper_is_told(root: Path, told: dict[str, Any], tmp_path: Path) -> None:
+    by_name = {(s["method"], s["prefix_len"], s["ratio"]): s["published"] for s in told["settings"]}
+    asked_otherwise = {"questions", "protocol"}
+    assert set(by_name["UPFT", 32, 0.1]["unsupervised"]["unlike"]) == asked_otherwise
+    assert set(by_name["UPFT", 8, 0.5]["supervised"]["unlike"]) == {"prefix_len", "ratio"} | asked_otherwise
+    assert by_name["UPFT", 8, 0.5]["supervised"]["unlike"]["prefix_len"] == {"ours": 8, "paper": 32}
+    assert by_name["UPFT", 8, 0.1]["unsupervised"]["unlike"]["questions"]["gsm8k"] == {"ours": 60, "paper": 1319}
+    assert set(by_name["SFT", None, 1.0]["unsupervised"]["unlike"]) == asked_otherwise
+    rows_ = table(root, "unsupervised")
+    assert {row["prefix_len"] + "/" + row["ratio"] + "/" + row["questions"] for row in rows_ if row["source"] == "paper"
+            and row["method"] == "UPFT"} == {"32/0.1/12000"}
+    assert [row["method_unlike_paper"] for row in rows_ if row["source"] == "ours"] == [
+        "", "prefix_len", "prefix_len; ratio", ""]
+    words = Page((root / "out" / "report.html").read_text(encoding="utf-8")).words
+    for text in ("60 of 1,319 questions of gsm8k", "gsm8k, math500, aime24, gpqa asked otherwise", "1,319 questions",
+                 "unlike the paper: t, p", "ours were read by the rule alone"):
+        assert text in words, text
+    folder = cell(tmp_path / "store", Setting(lr=1e-4, prefix_len=32))
+    train, sample = (folder.parent.parent / stage / json.loads((folder / "spec.json").read_text())["inputs"][role]
+                     for stage, role in (("train", "train"), ("sample", "samples")))
+    spec = json.loads((train / "spec.json").read_text())
+    (train / "spec.json").write_text(json.dumps({**spec, "spec": {**spec["spec"], "lora": {"type": "LoraSpec", "rank": 16}}}))
+    (sample / "samples.json").write_text(json.dumps({"questions": 128}))
+    dossier.write([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    for what in ("training questions 128, the paper's 12,000", "learning rate 0.0001, the paper's 2e-06",
+                 "adapters, the paper trains all weights"):
+        assert what in text, what
+
+
+def test_nothing_is_said_of_a_cell_that_does_as_the_paper(tmp_path: Path) -> None:
+    line = paper.line("unsupervised", "qwen_math", "prm12k", "UPFT")
+    assert line is not None
+    ours = {"prefix_len": 32, "ratio": 0.1, "training_questions": 11_950, "epochs": 2, "lr": 2e-6, "adapters": False}
+    asked_ = {"gsm8k": {"questions": 1319, "samples": 1, "temperature": 0.0, "protocol": "paper"}}
+    assert paper.unlike(line, ours, asked_) == {}
+    assert set(paper.unlike(line, ours, {"gsm8k": {**asked_["gsm8k"], "protocol": "standard"}})) == {"protocol"}
+    assert set(paper.unlike(line, {**ours, "training_questions": 128}, asked_)) == {"training_questions"}
+    distill = paper.line("unsupervised", "r1_distill", "limo", "UPFT")
+    assert distill is not None
+    assert distill.prefix_len is None  # not on record
+
+
+def test_p_values_of_all_settings_are_holms(told: dict[str, Any]) -> None:
+    one = [s["mean"]["paired"]["p_value"] for s in told["settings"]]
+    stepped, largest = [], 0.0
+    for rank, value in enumerate(sorted(one)):
+        largest = max(largest, min(1.0, value * (len(one) - rank)))
+        stepped.append(largest)
+    assert sorted(s["p_value_of_all"] for s in told["settings"]) == pytest.approx(stepped)
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_seeds_of_the_training_alone_are_seeds_too(tmp_path: Path) -> None:
@@ -193,7 +331,8 @@ def test_seeds_of_the_training_alone_are_seeds_too(tmp_path: Path) -> None:
     before, after = (np.array([[row["right"] for row in of] for of in side], dtype=float).reshape(3, -1, 2).mean(axis=2)
                      for side in ([rows("gsm8k", ("base", 0), 0.0)] * 3, [rows("gsm8k", s, s.gain) for s in every]))
     assert len({tuple(row) for row in after}) == 3
-    assert found["tasks"]["gsm8k"]["paired"] == pytest.approx(vars(statistics.paired_over_seeds(before, after)))
+    assert without_detectable(found["tasks"]["gsm8k"]["paired"]) == pytest.approx(vars(
+        statistics.paired_over_seeds(before, after)))
     assert found["tasks"]["gsm8k"]["accuracy"] == pytest.approx(vars(statistics.over_seeds(after)))
     [base] = told["bases"]
     assert base["tasks"]["gsm8k"]["samples"] == 2
@@ -373,6 +512,8 @@ def test_latex_escapes_what_tex_obeys() -> None:
     text = latex.table(HOSTILE)
     body = [line for line in text.splitlines() if not line.startswith("%")]
     assert body[0] == "\\begin{tabular}{@{}lr@{}}"
+    assert body[-1] == ("\\par\\smallskip\\parbox{\\linewidth}{\\footnotesize\\raggedright 100\\% $^{\\blacktriangle}$ gain, "
+                        "$^{\\blacktriangledown}$ loss, $^{\\mathrm{ns}}$ inside noise.}")
     assert "a\\_b & x\\textasciicircum{}2 \\# \\\\" in body
     assert ("\\textbackslash{}input\\{x\\} \\$1\\$ \\{\\textasciitilde{}\\} \\textless{}b\\textgreater{} "
             "\\textbar{} \\_x\\_ [y](z) & --- \\\\") in body
@@ -431,7 +572,14 @@ def test_every_latex_table_is_balanced_ascii(root: Path) -> None:
     for text in [*texts, latex.table(Table("x", "Title % “x”\n\\end", HOSTILE.columns, tuple(hostile), "Note − ‖"))]:
         assert text.isascii()
         body = [line for line in text.splitlines() if not line.startswith("%")]
-        assert (body[0].count("\\begin{tabular}"), body[-1]) == (1, "\\end{tabular}")
+        end = body.index("\\end{tabular}")
+        body, note = body[:end + 1], body[end + 1:]
+        assert body[0].count("\\begin{tabular}") == 1
+        for line in note:
+            assert re.fullmatch(r"\\par\\smallskip\\parbox\{\\linewidth\}\{\\footnotesize\\raggedright .*\}", line)
+            assert re.sub(r"\\[{}$&#%_\\]", "", line).count("{") == re.sub(r"\\[{}$&#%_\\]", "", line).count("}")
+        assert len(note) == ("paired difference" in text or "\\blacktriangle" in text or "paper counts" in text
+                             or "over the seeds" in text)
         columns = len(re.fullmatch(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}", body[0])[1])  # type: ignore[index]
         rules = [line for line in body[1:-1] if line in ("\\toprule", "\\midrule", "\\bottomrule")]
         assert rules == ["\\toprule", "\\midrule", "\\bottomrule"]
@@ -460,3 +608,52 @@ def test_markdown_and_csv_escape_what_they_obey() -> None:
     assert found[1][1] == "'=cmd()"
     assert found[2][1] == 'plain, "quoted"'
     assert dict(zip(found[0], found[2], strict=True))["b_difference"] == "-0.125"
+
+
+def test_a_difference_and_its_parts_add_up_as_they_are_said() -> None:
+    assert wording.parts(0.004, 0.0036, 0.0004) == ["+0.4", "+0.4", "0.0"]
+    assert wording.parts(0.00412, 0.0036, 0.00052) == ["+0.41", "+0.36", "+0.05"]  # of one digit: +0.4, +0.4 and +0.1
+    assert wording.parts(-0.03, 0.01, -0.04) == ["−3.0", "+1.0", "−4.0"]
+    for whole, first in ((0.00333, 0.001664), (0.01005, 0.005024), (-0.00995, 0.003336), (0.2, 0.06666)):
+        said = [float(text.replace("−", "-")) for text in wording.parts(whole, first, whole - first)]
+        assert said[0] == pytest.approx(said[1] + said[2])
+        assert said == pytest.approx([100 * whole, 100 * first, 100 * (whole - first)], abs=0.051)
+
+
+MARKUP = "1. <b>x</b> | *a* _b_ `c` [d](javascript:e) #f ~~g~~ $h$ @user https://evil.example www.evil.example ![i](j)"
+
+
+def test_markdown_has_the_examples_and_no_model_is_obeyed(tmp_path: Path) -> None:
+    folder = cell(tmp_path / "store", Setting(prefix_len=2, tasks=("gsm8k",)))
+    for name in json.loads((folder / "spec.json").read_text())["inputs"].values():
+        for path in (tmp_path / "store").glob(f"evaluate/{name}/answers.jsonl"):
+            lines = [json.loads(line) for line in path.open()]
+            path.write_text("".join(json.dumps({
+                **line, "question": MARKUP, "completion": f"{line['completion']}\n\n- {MARKUP}\n{'long ' * 5000}"}) + "\n"
+                for line in lines))
+    dossier.write([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    found = text[text.index("Questions that one model"):text.index("### The cells")]
+    assert "Bold: the first 2 tokens" in found
+    assert len(re.findall(r"^> - (base|UPFT), (✓ right|✗ wrong), answered [56]:<br><strong>step\d+ then</strong> "
+                          r"\\\\boxed\{[56]\}<br>", found, re.MULTILINE)) == 8
+    plain = re.sub(r"</?strong>|<br>|\\.|&[a-z]+;|&#\d+;", "", found)
+    for sign in "<`*_|[]~$@":
+        assert sign not in plain, sign
+    assert "://" not in plain
+    assert "www." not in plain
+    assert {line[:3].strip() for line in found.splitlines()[1:] if line} <= {">", "> Q", "> -"}
+    assert len(found) < 40_000
+    specs = text[text.index("## Everything each result depends on"):]
+    assert '"longest": 64' in specs
+    assert "tests against the base model" not in text  # there is one
+
+
+def test_markdown_tells_the_specs_of_the_first_setting_and_what_others_have_else(root: Path) -> None:
+    text = (root / "out" / "report.md").read_text(encoding="utf-8")
+    specs = text[text.index("## Everything each result depends on"):]
+    assert specs.count("<details>") == len(PAPER) // 2
+    assert specs.count("what differs from the first") == len(PAPER) // 2 - 1
+    assert "rows.spec.prefix_len = 32" in specs
+    assert ".inputs." not in specs
+    assert markdown.folded("a <b>", "x\n````\ny").splitlines()[2] == "`````"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from upft import local, shelf
@@ -45,6 +46,10 @@ def test_side_by_side_is_the_serial_run(tmp_path):
              for side in ("serial", "both")]
     assert pages[0] == pages[1]
     assert len(pages[0]) == 1, "a sweep ends with the report on its cells, however it ran"
+    for place, name in (("report/*", "cell"), ("sweeps/*", "results")):
+        schema = json.loads((ROOT / "upft" / "report" / f"{name}.schema.json").read_text())
+        for path in (tmp_path / "both").glob(f"{place}/results.json"):
+            jsonschema.validate(json.loads(path.read_text()), schema)
     [page] = (tmp_path / "serial").glob("sweeps/*/report.html")
     for chosen in (page.parent.name, page.parent.name[:6], str(page.parent)):
         found = shelf.choose([chosen], tmp_path / "serial")

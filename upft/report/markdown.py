@@ -46,11 +46,12 @@ def examples(title: str, pairs: Sequence[Pair], method: str, prefix_len: int | N
     """Questions with an answer of each model, the first tokens bold where they are known."""
     bold = (f" Bold: the first {w.tokens(prefix_len)}, the length of the prefixes the model was trained on."
             if prefix_len is not None else "")
-    head = (f"### {escaped(title)}\n\nQuestions that one model answered right and the other wrong, gains and losses in turn, in "
-            f"the order of a hash of the question.{bold}\n")
-    return head + "".join(
-        f"\n> {_said(pair.question)}<br>Gold answer: {_said(pair.gold)}\n>\n> - {_answer('base', pair.base, pair.beginnings[0])}\n"
-        f"> - {_answer(method, pair.trained, pair.beginnings[1])}\n" for pair in pairs)
+    head = (f"### {escaped(title)}\n\nQuestions that one model answered right and the other wrong, gains and losses in turn, "
+            f"in the order of a hash of the question.{bold}\n")
+    return head + "".join("\n" + "\n".join(f"> {line}" for line in (
+        f"Question: {_said(pair.question)}<br>Gold answer: {_said(pair.gold)}", "",
+        f"- {_answer('base', pair.base, pair.beginnings[0])}",
+        f"- {_answer(method, pair.trained, pair.beginnings[1])}")) + "\n" for pair in pairs)
 
 
 def _answer(name: str, one: Answer, beginning: str) -> str:
@@ -66,7 +67,7 @@ def _said(text: str) -> str:
     lost = len(text) - LONGEST
     if lost > 0:
         text = f"{text[:LONGEST * 3 // 5]} … {w.count(lost)} characters … {text[-LONGEST * 2 // 5:]}"
-    space = " " if text[:1] == " " else ""
+    space = {" ": " ", "\n": "<br>"}.get(text[:1], "")  # after a beginning in bold
     return space + "<br>".join(filter(None, (harmless(line) for line in text.splitlines())))
 
 

@@ -149,8 +149,8 @@ def _resolved(settings: Sequence[Setting]) -> list[dict[str, str]]:
 
 
 def _apart(settings: Sequence[Setting]) -> list[dict[str, str]]:
-    """As `_resolved`, of the first setting; of the others the lines in which they differ from it, so that the length of
-    report.md does not grow by whole specs."""
+    """As `_resolved`, of the first setting; of the others the lines in which they differ from it but for the keys of artifacts,
+    so that report.md does not grow by whole specs."""
     out, first = [], dict(leaves(settings[0].cases[0].specs()))
     for place, one in enumerate(settings):
         title = f"{one.model}, {one.data}: {one.name}"
@@ -159,7 +159,8 @@ def _apart(settings: Sequence[Setting]) -> list[dict[str, str]]:
             continue
         mine = dict(leaves(one.cases[0].specs()))
         lines = [f"{key} = {json.dumps(mine[key], ensure_ascii=False)}" if key in mine else f"{key}: none"
-                 for key in dict.fromkeys([*first, *mine]) if mine.get(key, ...) != first.get(key, ...)]
+                 for key in dict.fromkeys([*first, *mine])
+                 if mine.get(key, ...) != first.get(key, ...) and ".inputs." not in key]
         out.append({"title": f"{title}: what differs from the first", "text": "\n".join(lines)})
     return out
 

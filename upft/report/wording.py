@@ -130,8 +130,9 @@ def multiplicity(tests: int) -> str:
     """What to expect of many tests at the 5% level; nothing of a single one."""
     if tests < 2:
         return ""
-    return (f"Results holds {count(tests)} tests against the base model, each at the 5% level: if training changed nothing at "
-            f"all, one in twenty, here about {tests / 20:.1f}, would be called a gain or a loss all the same.")
+    return (f"The tables of results hold {count(tests)} tests against the base model, each at the 5% level: if training "
+            f"changed nothing at all, one in twenty, here about {tests / 20:.2g}, would be called a gain or a loss all the "
+            "same.")
 
 
 def parts(whole: float, *of: float) -> list[str]:
