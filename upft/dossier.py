@@ -42,13 +42,17 @@ def write(reports: Sequence[Path], out: Path, command: str | None = None, missin
     made, figures = tables(found, ordered), curves.draw(found) | studies.draw(every)
     analysed = [table for section in studies.sections(every) for table in section.tables]
     commands = [redaction.text(one) for one in ([command] if command is not None else commands_of(ordered))]
+    told = overview.as_json(found, ordered, figures, commands, every, missing,
+                            files.names([*made, *analysed], figures))
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        files.clear(out)
+        # first, so that what is written next is listed even where the writing is cut short
+        (out / files.RESULTS).write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+                                         encoding="utf-8")
         files.write(out, [*made, *analysed], figures)
         (out / "report.md").write_text(overview.as_markdown(found, ordered, made, figures, commands, every, missing),
                                        encoding="utf-8")
-        told = overview.as_json(found, ordered, figures, commands, every, missing)
-        (out / "results.json").write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-                                          encoding="utf-8")
         (out / "report.html").write_text(overview.render(found, ordered, made, figures, commands, every, missing),
                                          encoding="utf-8")
     except OSError as error:

@@ -131,11 +131,12 @@ def test_tables_sort_by_number_and_by_text(show: Any) -> None:
     table = "#table-unsupervised + .scroll table"
     heads = page.locator(f"{table} thead th").all_text_contents()
     before = {place: column(page, table, place + 1) for place in range(len(heads))}
-    assert heads[:2] == ["method", "t"]  # all cells are of one model and data
+    assert heads == ["method", "mean", "gsm8k", "math500", "aime24", "gpqa", "t", "p", "training questions", "seeds",
+                     "length"]  # all cells are of one model and data
     place = heads.index("gsm8k") + 1
 
     def values() -> list[float]:
-        return [float(text.split()[0]) for text in column(page, table, place)]
+        return [float(re.match(r"\d+\.\d", text)[0]) for text in column(page, table, place)]  # type: ignore[index]
 
     was = values()
     button = page.locator(f"{table} thead th:nth-child({place}) button")
@@ -149,14 +150,28 @@ def test_tables_sort_by_number_and_by_text(show: Any) -> None:
     page.locator(f"{table} thead th:nth-child({length}) button").click()
     found = column(page, table, length)
     numbers = [int(text) for text in found if text.isdigit()]
-    assert numbers == [8, 8, 32]  # by value: as text 32 would come before 8
-    assert not any(text.isdigit() for text in found[3:])
+    assert numbers == [8, 8, 32, 32]  # ours and the published one, by value: as text 32 would come before 8
+    assert not any(text.isdigit() for text in found[4:])
     page.locator(f"{table} thead th:nth-child(1) button").focus()
     page.keyboard.press("Enter")
     methods = column(page, table, 1)
-    assert methods == sorted(methods, key=lambda text: text.split(",")[0].lower())
+    methods = page.locator(f"{table} tbody tr td:nth-child(1)").evaluate_all("cells => cells.map(cell => cell.dataset.sort)")
+    assert methods == sorted(methods, key=str.lower)
     assert {place: sorted(column(page, table, place + 1)) for place in before} == {
         place: sorted(texts) for place, texts in before.items()}, "a cell was lost"
+
+
+@pytest.mark.parametrize(("width", "seen"), [(1280, ["mean", "gsm8k", "math500", "aime24", "gpqa", "t"]), (390, ["mean"])])
+def test_what_was_found_is_on_the_screen_before_what_it_was_found_with(show: Any, width: int, seen: list[str]) -> None:
+    page = show("many", width)
+    for name in ("unsupervised", "supervised"):
+        table = f"#table-{name} + .scroll table"
+        there = page.locator(f"{table} thead th").evaluate_all(
+            "heads => heads.filter(one => one.getBoundingClientRect().right <= innerWidth).map(one => one.textContent)")
+        assert there[:1 + len(seen)] == ["method", *seen]
+        tallest = max(page.locator(f"{table} tbody tr").evaluate_all("rows => rows.map(row => row.offsetHeight)"))
+        assert tallest <= 130, "a row of more than six lines"
+        assert page.locator(f"{table} td .aside").first.text_content() == "t = 8, p = 0.1"
 
 
 def test_the_policy_forbids_what_a_model_could_have_smuggled_in(chromium: Any, pages: dict[str, Path], tmp_path: Path) -> None:

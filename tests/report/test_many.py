@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from test_page import Page
 
 from upft import dossier, shelf, statistics
 from upft.errors import DataError, StoreError
-from upft.report import latex, markdown, paper, spreadsheet
+from upft.report import files, knobs, latex, markdown, overview, paper, spreadsheet, wording
 from upft.report.settings import settings
 from upft.report.table import Cell, Column, Row, Table, estimate
 from upft.statistics import Estimate, Paired
@@ -51,6 +52,11 @@ def matrix(task: str, one: Setting | None) -> np.ndarray:
         rows(task, ("base", seed), 0.0) if one is None else rows(task, replace(one, seed=seed), one.gain) for seed in (0, 1))])
 
 
+def without_detectable(paired: dict[str, Any]) -> dict[str, Any]:
+    assert 0 < paired["smallest_detectable"] <= 1
+    return {name: value for name, value in paired.items() if name != "smallest_detectable"}
+
+
 def test_seeds_are_one_row_with_an_interval_over_both(told: dict[str, Any]) -> None:
     assert len(told["settings"]) == len(PAPER) // 2
     for one in PAPER[::2]:
@@ -62,7 +68,7 @@ def test_seeds_are_one_row_with_an_interval_over_both(told: dict[str, Any]) -> N
             assert found["tasks"][task]["accuracy"]["value"] == pytest.approx(after.mean())
             paired = statistics.paired_over_seeds(before, after)
             assert found["tasks"][task]["paired"]["difference"] == pytest.approx(after.mean() - before.mean())
-            assert found["tasks"][task]["paired"] == pytest.approx(vars(paired))
+            assert without_detectable(found["tasks"][task]["paired"]) == pytest.approx(vars(paired))
         means = [np.mean([matrix(task, side).mean() for task in one.tasks]) for side in (None, one)]
         assert found["mean"]["accuracy"]["value"] == pytest.approx(means[1])
         assert found["mean"]["paired"]["difference"] == pytest.approx(means[1] - means[0])
@@ -141,6 +147,9 @@ def test_page_markdown_latex_and_csv_tell_the_same(root: Path, told: dict[str, A
     assert "inside noise" in page.words
     assert "▼" in page.words
     assert "60 questions, paper protocol, mean of 2 answers at T=0.6" in page.words
+    assert "$^{\\mathrm{ns}}$" in tex
+    assert "The tables of results hold 30 tests against the base model" in page.words
+    assert "30 tests against the base model, each at the 5% level" in text
 
 
 def test_results_json_keeps_to_its_schema(told: dict[str, Any]) -> None:
@@ -155,11 +164,11 @@ def test_results_json_keeps_to_its_schema(told: dict[str, Any]) -> None:
 def test_the_same_artifacts_give_the_same_bytes(root: Path) -> None:
     reports = sorted((root / "store" / "report").iterdir())
     dossier.write(reports[::-1], root / "again")
-    files = sorted(path.relative_to(root / "out") for path in (root / "out").rglob("*") if path.is_file())
-    assert {str(path) for path in files} >= {"report.html", "report.md", "results.json", "figures/length-0.svg",
+    written = sorted(path.relative_to(root / "out") for path in (root / "out").rglob("*") if path.is_file())
+    assert {str(path) for path in written} >= {"report.html", "report.md", "results.json", "figures/length-0.svg",
                                              "figures/ratio-0.pdf", "figures/pareto-0.svg", "figures/loss-0.svg",
                                              "tables/cost.tex", "tables/ratios.csv", "tables/cells.csv"}
-    for path in files:
+    for path in written:
         assert (root / "out" / path).read_bytes() == (root / "again" / path).read_bytes(), path
 
 
@@ -177,7 +186,136 @@ def test_other_learning_rates_are_other_settings_and_say_so(tmp_path: Path) -> N
     reports = store(tmp_path / "store", [one, replace(one, seed=1), replace(one, lr=1e-5)])
     found = settings([dossier.read(report) for report in reports])
     assert [(s.seeds, s.knobs) for s in found] == [
-        ([(0, 0)], ("train.lr=1e-05",)), ([(0, 0), (1, 1)], ("train.lr=2e-06",))]
+        ([(0, 0), (1, 1)], ("train.lr=2e-06",)), ([(0, 0)], ("train.lr=1e-05",))]  # by value: as text 1e-05 would be first
+
+
+def asked(root: Path, s: Setting, n: int, limit: int | None) -> Path:
+    """A cell of which base and trained model were asked `n` times each of the first `limit` questions."""
+    folder = cell(root, replace(s, data=f"{s.data} {n} {limit}"))
+    told = json.loads((folder / "spec.json").read_text())
+    told["spec"]["data"] = s.data
+    for role, name in told["inputs"].items():
+        task = role.partition(":")[2]
+        if not task:
+            continue
+        old = next(folder.parent.parent.glob(f"evaluate/{name}"))
+        new = old.with_name(key(name, n, limit))
+        if not new.is_dir():
+            shutil.copytree(old, new)
+            lines = [json.loads(line) for line in (old / "answers.jsonl").open()]
+            (new / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line["index"] < n and (
+                limit is None or int(line["id"][-3:]) < limit)))
+            spec = json.loads((old / "spec.json").read_text())
+            spec["spec"] |= {"n": n, "questions": {"type": "QuestionsSpec", "limit": limit, "source": {
+                "type": "HubRef", "id": task, "revision": "0" * 40}}}
+            (new / "spec.json").write_text(json.dumps(spec))
+        told["inputs"][role] = new.name
+    (folder / "spec.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_settings_that_answered_other_questions_are_not_chosen_from_together(tmp_path: Path) -> None:
+    """One training, evaluated twice: two findings, two base rows, each named once by the keys that a user types."""
+    one = Setting(tasks=("gsm8k", "gpqa"))
+    reports = [asked(tmp_path / "store", one, 2, None), asked(tmp_path / "store", one, 1, 20)]
+    found = settings([dossier.read(report) for report in reports])
+    assert [s.knobs for s in found] == [("eval.limit=20", "eval.n=1"), ("eval.limit=null", "eval.n=2")]
+    told = overview.findings(found)
+    assert len(told) == 2
+    assert not any("Best of" in finding["numbers"] for finding in told)
+    assert told[0]["what"].replace("\u00a0", " ").startswith(
+        "UPFT, t = 8, p = 0.1, eval.limit=20, eval.n=1 raised accuracy on the mean of 2 tasks: ")
+    dossier.write(reports, tmp_path / "out")
+    kinds = [(row["source"], row["method"], row["method_knobs"]) for row in table(tmp_path, "unsupervised")]
+    assert [row for row in kinds if row[0] != "paper"] == [
+        ("base", "base", "eval.limit=20; eval.n=1"), ("ours", "UPFT", "eval.limit=20; eval.n=1"),
+        ("base", "base", "eval.limit=null; eval.n=2"), ("ours", "UPFT", "eval.limit=null; eval.n=2")]
+    bases = json.loads((tmp_path / "out" / "results.json").read_text())["bases"]
+    assert [base["knobs"] for base in bases] == [["eval.limit=20", "eval.n=1"], ["eval.limit=null", "eval.n=2"]]
+    assert "base:gsm8k." not in "".join(kind[2] for kind in kinds)
+
+
+def test_what_sets_settings_apart_has_the_names_that_users_type() -> None:
+    evaluation = {"n": 1, "protocol": "paper", "questions": {"limit": None}, "sampling": {"temperature": 0.0},
+                  "wording": "{question}"}
+    one = {"samples": {"n": 1, "questions": {"limit": None, "source": {"type": "HubRef", "id": "a", "revision": "1" * 40}}},
+           "rows": {"eos": True}, "train": {"lr": 2e-6, "lora": None}, "base:a": evaluation, "trained:a": evaluation,
+           "base:b": evaluation, "trained:b": evaluation}
+
+    def other(role: str, **more: Any) -> dict[str, Any]:
+        return {name: {**spec, **more} if name.partition(":")[0] in role.split() else spec for name, spec in one.items()}
+
+    adapters = {"type": "LoraSpec", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": None, "merge": False}
+    limited = {"questions": {**one["samples"]["questions"], "limit": 128}}
+    standard = {**evaluation, "protocol": "standard", "n": 4, "sampling": {"temperature": None}, "wording": "other {question}"}
+    assert knobs.differ([one]) == [()]
+    assert knobs.differ([one, other("train", lr=1e-4)]) == [("train.lr=2e-06",), ("train.lr=0.0001",)]
+    assert knobs.differ([one, other("rows", eos=False)]) == [("prefix.eos=true",), ("prefix.eos=false",)]
+    assert knobs.differ([one, other("samples", **limited)]) == [("data.limit=null",), ("data.limit=128",)]
+    assert knobs.differ([one, other("train", lora=adapters)]) == [("train.lora=null",), ("train.lora.rank=16",)]
+    assert knobs.differ([other("train", lora=adapters), other("train", lora={**adapters, "alpha": 8.0})]) == [
+        ("train.lora.alpha=32.0",), ("train.lora.alpha=8.0",)]
+    assert knobs.differ([one, other("base trained", n=4, sampling={"temperature": 1.0})]) == [
+        ("eval.n=1", "eval.temperature=0.0"), ("eval.n=4", "eval.temperature=1.0")]
+    assert knobs.differ([one, {name: standard if ":" in name else spec for name, spec in one.items()}]) == [
+        ("eval.protocol=paper",), ("eval.protocol=standard",)]
+    assert knobs.differ([one, {**one, "base:b": {**evaluation, "n": 8}, "trained:b": {**evaluation, "n": 8}}]) == [
+        ("eval.tasks.b.paper.n=1",), ("eval.tasks.b.paper.n=8",)]
+    assert knobs.differ([one, {name: spec for name, spec in one.items() if not name.endswith(":b")}]) == [
+        ("eval.tasks=a,b",), ("eval.tasks=a",)]
+
+
+def test_what_ours_do_otherwise_than_the_paper_is_told(root: Path, told: dict[str, Any], tmp_path: Path) -> None:
+    by_name = {(s["method"], s["prefix_len"], s["ratio"]): s["published"] for s in told["settings"]}
+    asked_otherwise = {"questions", "protocol"}
+    assert set(by_name["UPFT", 32, 0.1]["unsupervised"]["unlike"]) == asked_otherwise
+    assert set(by_name["UPFT", 8, 0.5]["supervised"]["unlike"]) == {"prefix_len", "ratio"} | asked_otherwise
+    assert by_name["UPFT", 8, 0.5]["supervised"]["unlike"]["prefix_len"] == {"ours": 8, "paper": 32}
+    assert by_name["UPFT", 8, 0.1]["unsupervised"]["unlike"]["questions"]["gsm8k"] == {"ours": 60, "paper": 1319}
+    assert set(by_name["SFT", None, 1.0]["unsupervised"]["unlike"]) == asked_otherwise
+    rows_ = table(root, "unsupervised")
+    assert {row["prefix_len"] + "/" + row["ratio"] + "/" + row["questions"] for row in rows_ if row["source"] == "paper"
+            and row["method"] == "UPFT"} == {"32/0.1/12000"}
+    assert [row["method_unlike_paper"] for row in rows_ if row["source"] == "ours"] == [
+        "", "prefix_len", "prefix_len; ratio", ""]
+    words = Page((root / "out" / "report.html").read_text(encoding="utf-8")).words
+    for text in ("60 of 1,319 questions of gsm8k", "gsm8k, math500, aime24, gpqa asked otherwise", "1,319 questions",
+                 "unlike the paper: t, p", "ours were read by the rule alone"):
+        assert text in words, text
+    folder = cell(tmp_path / "store", Setting(lr=1e-4, prefix_len=32))
+    train, sample = (folder.parent.parent / stage / json.loads((folder / "spec.json").read_text())["inputs"][role]
+                     for stage, role in (("train", "train"), ("sample", "samples")))
+    spec = json.loads((train / "spec.json").read_text())
+    (train / "spec.json").write_text(json.dumps({**spec, "spec": {**spec["spec"], "lora": {"type": "LoraSpec", "rank": 16}}}))
+    (sample / "samples.json").write_text(json.dumps({"questions": 128}))
+    dossier.write([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    for what in ("training questions 128, the paper's 12,000", "learning rate 0.0001, the paper's 2e-06",
+                 "adapters, the paper trains all weights"):
+        assert what in text, what
+
+
+def test_nothing_is_said_of_a_cell_that_does_as_the_paper(tmp_path: Path) -> None:
+    line = paper.line("unsupervised", "qwen_math", "prm12k", "UPFT")
+    assert line is not None
+    ours = {"prefix_len": 32, "ratio": 0.1, "training_questions": 11_950, "epochs": 2, "lr": 2e-6, "adapters": False}
+    asked_ = {"gsm8k": {"questions": 1319, "samples": 1, "temperature": 0.0, "protocol": "paper"}}
+    assert paper.unlike(line, ours, asked_) == {}
+    assert set(paper.unlike(line, ours, {"gsm8k": {**asked_["gsm8k"], "protocol": "standard"}})) == {"protocol"}
+    assert set(paper.unlike(line, {**ours, "training_questions": 128}, asked_)) == {"training_questions"}
+    distill = paper.line("unsupervised", "r1_distill", "limo", "UPFT")
+    assert distill is not None
+    assert distill.prefix_len is None  # not on record
+
+
+def test_p_values_of_all_settings_are_holms(told: dict[str, Any]) -> None:
+    one = [s["mean"]["paired"]["p_value"] for s in told["settings"]]
+    stepped, largest = [], 0.0
+    for rank, value in enumerate(sorted(one)):
+        largest = max(largest, min(1.0, value * (len(one) - rank)))
+        stepped.append(largest)
+    assert sorted(s["p_value_of_all"] for s in told["settings"]) == pytest.approx(stepped)
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_seeds_of_the_training_alone_are_seeds_too(tmp_path: Path) -> None:
@@ -193,13 +331,14 @@ def test_seeds_of_the_training_alone_are_seeds_too(tmp_path: Path) -> None:
     before, after = (np.array([[row["right"] for row in of] for of in side], dtype=float).reshape(3, -1, 2).mean(axis=2)
                      for side in ([rows("gsm8k", ("base", 0), 0.0)] * 3, [rows("gsm8k", s, s.gain) for s in every]))
     assert len({tuple(row) for row in after}) == 3
-    assert found["tasks"]["gsm8k"]["paired"] == pytest.approx(vars(statistics.paired_over_seeds(before, after)))
+    assert without_detectable(found["tasks"]["gsm8k"]["paired"]) == pytest.approx(vars(
+        statistics.paired_over_seeds(before, after)))
     assert found["tasks"]["gsm8k"]["accuracy"] == pytest.approx(vars(statistics.over_seeds(after)))
     [base] = told["bases"]
     assert base["tasks"]["gsm8k"]["samples"] == 2
     assert [c["train_seed"] for c in told["cells"]] == [0, 1, 2]
     assert "3 cells, 1 setting, seed 0, training seeds 0, 1, 2" in page
-    assert len(shelf.choose(["train.seed=1,2"], tmp_path / "store")[0]) == 2
+    assert len(shelf.choose(["train.seed=1,2"], tmp_path / "store").reports) == 2
 
 
 def test_of_two_reports_on_one_cell_the_later_counts(tmp_path: Path) -> None:
@@ -213,11 +352,11 @@ def test_of_two_reports_on_one_cell_the_later_counts(tmp_path: Path) -> None:
 def test_what_can_be_selected(root: Path) -> None:
     there = root / "store"
     every = sorted((there / "report").iterdir())
-    assert shelf.choose([], there) == (every, None)
-    assert shelf.choose([every[3].name[:8]], there) == ([every[3]], None)
-    assert len(shelf.choose(["method=upft", "prefix.len=8", "seed=1"], there)[0]) == 2
-    assert len(shelf.choose(["method=upft_label_filter,rft"], there)[0]) == 4
-    assert shelf.choose([str(every[0]), "seed=0,1"], there)[0] == [every[0]]
+    assert shelf.choose([], there) == shelf.Chosen(every)
+    assert shelf.choose([every[3].name[:8]], there) == shelf.Chosen([every[3]])
+    assert len(shelf.choose(["method=upft", "prefix.len=8", "seed=1"], there).reports) == 2
+    assert len(shelf.choose(["method=upft_label_filter,rft"], there).reports) == 4
+    assert shelf.choose([str(every[0]), "seed=0,1"], there).reports == [every[0]]
     with pytest.raises(DataError, match=r"no report has seed=7\n.*there are: model=qwen_math; .*seed=0,1"):
         shelf.choose(["seed=7"], there)
     with pytest.raises(DataError, match=r"sede is nothing to select by\n.*'seed'"):
@@ -236,13 +375,91 @@ def test_a_sweep_is_selected_by_its_id_and_told_by_its_command(root: Path) -> No
     Records(Store(root / "store")).keep_sweep(Sweep(
         "ab12cd34", ["/somewhere/bin/python", "run.py", "-m", "prefix.len=8,32"], "/there", "2026-03-01T10:00:00Z", "",
         {"one": every[0].name, "two": every[1].name, "missing": key("nowhere")}))
-    found, command = shelf.choose(["ab12"], root / "store")
-    assert (found, command) == (every[:2], "python run.py -m prefix.len=8,32")
+    chosen = shelf.Chosen(every[:2], "python run.py -m prefix.len=8,32", ["missing"])
+    assert shelf.choose(["ab12"], root / "store") == chosen
     page = root / "store" / "sweeps" / "ab12cd34"
     page.mkdir(parents=True)
-    assert shelf.choose([str(page)], root / "store") == (found, command)
-    assert [one.name for one in shelf.choose([str(page)], root / "elsewhere")[0]] == [one.name for one in every[:2]]
-    assert shelf.choose(["ab12", "seed=0"], root / "store")[1] is None
+    assert shelf.choose([str(page)], root / "store") == chosen
+    elsewhere = shelf.choose([str(page)], root / "elsewhere")
+    assert ([one.name for one in elsewhere.reports], elsewhere.missing) == ([one.name for one in every[:2]], ["missing"])
+    assert shelf.choose(["ab12", "seed=0"], root / "store").command is None
+
+
+def test_a_sweep_selected_by_its_id_names_the_cells_that_have_no_report(root: Path, tmp_path: Path,
+                                                                       capsys: pytest.CaptureFixture) -> None:
+    from upft.choices import MethodName
+    from upft.plan import Stage
+    from upft.records import Records, Sweep
+    from upft.specs import ReportSpec
+    from upft.store import Store
+
+    every = sorted((root / "store" / "report").iterdir())
+    planned = Stage("report", "report", ReportSpec("UPFT of a on b", "a", "b", MethodName.upft, 16, 0.1, 7, ("gsm8k",)))
+    records = Records(Store(root / "store"))
+    records.describe([planned])
+    records.keep_sweep(Sweep("cd34ef56", ["python", "run.py", "-m", "prefix.len=8,16"], "/there", "2026-03-01T10:00:00Z", "",
+                             {"prefix.len=8": every[0].name, "prefix.len=16 seed=7": planned.key}))
+    shelf.main(["cd34ef56", "--store", str(root / "store"), "--out", str(tmp_path)])
+    told = json.loads((tmp_path / "results.json").read_text())
+    assert told["missing"] == ["prefix.len=16 seed=7"]
+    assert "1 cell of this sweep has no report yet: prefix.len=16 seed=7" in (tmp_path / "report.html").read_text()
+    assert "without a report: prefix.len=16 seed=7" in "".join(capsys.readouterr())
+    seed = json.loads((every[0] / "spec.json").read_text())["spec"]["seed"]
+    assert shelf.choose(["cd34ef56", f"seed={seed}"], root / "store").missing == []
+    assert shelf.choose(["cd34ef56", f"seed={seed},7"], root / "store").missing == ["prefix.len=16 seed=7"]
+
+
+def test_a_report_deletes_what_an_earlier_one_wrote_and_nothing_of_the_users(root: Path, tmp_path: Path) -> None:
+    one, other = (cell(tmp_path / f"store{n}", Setting(prefix_len=8, tasks=("gsm8k",), looked=n == 0)) for n in (0, 1))
+    out = tmp_path / "paper"
+    mine = {"tables/mine.tex": "\\toprule", "tables/cost-notes.csv": "a", "figures/overview.pdf": "%PDF",
+            "figures/sketch.svg": "<svg/>", "figures/length-0/raw.txt": "raw",
+            "figures/accuracy.svg": "<svg/>", "tables/kl-0.txt": "x", "notes.md": "notes"}
+    for name, text in mine.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+
+    def foreign() -> dict[str, str]:
+        return {name: (out / name).read_text() for name in mine}
+
+    dossier.write([one], out)
+    first = json.loads((out / "results.json").read_text())["files"]
+    assert {"tables/kl-3.tex", "figures/consistency-0.pdf", "tables/unsupervised.csv"} <= set(first)
+    assert all((out / name).is_file() for name in first)
+    assert foreign() == mine
+    dossier.write([other], out)
+    second = json.loads((out / "results.json").read_text())["files"]
+    stale = set(first) - set(second)
+    assert {"tables/kl-3.tex", "figures/consistency-0.pdf"} <= stale
+    assert not [name for name in stale if (out / name).exists()]
+    there = {str(path.relative_to(out)) for folder in ("tables", "figures") for path in (out / folder).rglob("*")
+             if path.is_file()}
+    assert there == set(second) | {name for name in mine if "/" in name}
+    assert foreign() == mine
+
+
+@pytest.mark.parametrize("told", [None, "no JSON", '{"loss": 1}', '{"schema": 1, "files": ["figures/kl-0.svg"]}', "[]"])
+def test_a_folder_without_an_earlier_report_loses_nothing(tmp_path: Path, told: str | None) -> None:
+    out = tmp_path / "paper"
+    for name in ("figures/kl-0.svg", "tables/ratios.csv"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    if told is not None:
+        (out / "results.json").write_text(told)
+    assert files.earlier(out) == []
+
+
+def test_a_report_of_before_files_were_listed_is_known_by_its_names(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "old"
+    written = dossier.write([cell(tmp_path / "store", Setting(looked=True))], out).parent
+    told = json.loads((written / "results.json").read_text())
+    listed = told.pop("files")
+    (written / "results.json").write_text(json.dumps(told))
+    (out / "tables" / "unsupervised-final.tex").write_text("mine")
+    assert files.earlier(out) == listed
+    for evil in ("../outside.csv", "tables/../../outside.csv", "notes.md"):
+        (written / "results.json").write_text(json.dumps({**told, "files": [evil, *listed]}))
+        assert files.earlier(out) == listed
 
 
 def test_a_secret_of_a_command_is_in_no_file_of_the_report_or_the_record(root: Path, tmp_path: Path) -> None:
@@ -295,6 +512,8 @@ def test_latex_escapes_what_tex_obeys() -> None:
     text = latex.table(HOSTILE)
     body = [line for line in text.splitlines() if not line.startswith("%")]
     assert body[0] == "\\begin{tabular}{@{}lr@{}}"
+    assert body[-1] == ("\\par\\smallskip\\parbox{\\linewidth}{\\footnotesize\\raggedright 100\\% $^{\\blacktriangle}$ gain, "
+                        "$^{\\blacktriangledown}$ loss, $^{\\mathrm{ns}}$ inside noise.}")
     assert "a\\_b & x\\textasciicircum{}2 \\# \\\\" in body
     assert ("\\textbackslash{}input\\{x\\} \\$1\\$ \\{\\textasciitilde{}\\} \\textless{}b\\textgreater{} "
             "\\textbar{} \\_x\\_ [y](z) & --- \\\\") in body
@@ -353,7 +572,14 @@ def test_every_latex_table_is_balanced_ascii(root: Path) -> None:
     for text in [*texts, latex.table(Table("x", "Title % “x”\n\\end", HOSTILE.columns, tuple(hostile), "Note − ‖"))]:
         assert text.isascii()
         body = [line for line in text.splitlines() if not line.startswith("%")]
-        assert (body[0].count("\\begin{tabular}"), body[-1]) == (1, "\\end{tabular}")
+        end = body.index("\\end{tabular}")
+        body, note = body[:end + 1], body[end + 1:]
+        assert body[0].count("\\begin{tabular}") == 1
+        for line in note:
+            assert re.fullmatch(r"\\par\\smallskip\\parbox\{\\linewidth\}\{\\footnotesize\\raggedright .*\}", line)
+            assert re.sub(r"\\[{}$&#%_\\]", "", line).count("{") == re.sub(r"\\[{}$&#%_\\]", "", line).count("}")
+        assert len(note) == ("paired difference" in text or "\\blacktriangle" in text or "paper counts" in text
+                             or "over the seeds" in text)
         columns = len(re.fullmatch(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}", body[0])[1])  # type: ignore[index]
         rules = [line for line in body[1:-1] if line in ("\\toprule", "\\midrule", "\\bottomrule")]
         assert rules == ["\\toprule", "\\midrule", "\\bottomrule"]
@@ -382,3 +608,52 @@ def test_markdown_and_csv_escape_what_they_obey() -> None:
     assert found[1][1] == "'=cmd()"
     assert found[2][1] == 'plain, "quoted"'
     assert dict(zip(found[0], found[2], strict=True))["b_difference"] == "-0.125"
+
+
+def test_a_difference_and_its_parts_add_up_as_they_are_said() -> None:
+    assert wording.parts(0.004, 0.0036, 0.0004) == ["+0.4", "+0.4", "0.0"]
+    assert wording.parts(0.00412, 0.0036, 0.00052) == ["+0.41", "+0.36", "+0.05"]  # of one digit: +0.4, +0.4 and +0.1
+    assert wording.parts(-0.03, 0.01, -0.04) == ["−3.0", "+1.0", "−4.0"]
+    for whole, first in ((0.00333, 0.001664), (0.01005, 0.005024), (-0.00995, 0.003336), (0.2, 0.06666)):
+        said = [float(text.replace("−", "-")) for text in wording.parts(whole, first, whole - first)]
+        assert said[0] == pytest.approx(said[1] + said[2])
+        assert said == pytest.approx([100 * whole, 100 * first, 100 * (whole - first)], abs=0.051)
+
+
+MARKUP = "1. <b>x</b> | *a* _b_ `c` [d](javascript:e) #f ~~g~~ $h$ @user https://evil.example www.evil.example ![i](j)"
+
+
+def test_markdown_has_the_examples_and_no_model_is_obeyed(tmp_path: Path) -> None:
+    folder = cell(tmp_path / "store", Setting(prefix_len=2, tasks=("gsm8k",)))
+    for name in json.loads((folder / "spec.json").read_text())["inputs"].values():
+        for path in (tmp_path / "store").glob(f"evaluate/{name}/answers.jsonl"):
+            lines = [json.loads(line) for line in path.open()]
+            path.write_text("".join(json.dumps({
+                **line, "question": MARKUP, "completion": f"{line['completion']}\n\n- {MARKUP}\n{'long ' * 5000}"}) + "\n"
+                for line in lines))
+    dossier.write([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    found = text[text.index("Questions that one model"):text.index("### The cells")]
+    assert "Bold: the first 2 tokens" in found
+    assert len(re.findall(r"^> - (base|UPFT), (✓ right|✗ wrong), answered [56]:<br><strong>step\d+ then</strong> "
+                          r"\\\\boxed\{[56]\}<br>", found, re.MULTILINE)) == 8
+    plain = re.sub(r"</?strong>|<br>|\\.|&[a-z]+;|&#\d+;", "", found)
+    for sign in "<`*_|[]~$@":
+        assert sign not in plain, sign
+    assert "://" not in plain
+    assert "www." not in plain
+    assert {line[:3].strip() for line in found.splitlines()[1:] if line} <= {">", "> Q", "> -"}
+    assert len(found) < 40_000
+    specs = text[text.index("## Everything each result depends on"):]
+    assert '"longest": 64' in specs
+    assert "tests against the base model" not in text  # there is one
+
+
+def test_markdown_tells_the_specs_of_the_first_setting_and_what_others_have_else(root: Path) -> None:
+    text = (root / "out" / "report.md").read_text(encoding="utf-8")
+    specs = text[text.index("## Everything each result depends on"):]
+    assert specs.count("<details>") == len(PAPER) // 2
+    assert specs.count("what differs from the first") == len(PAPER) // 2 - 1
+    assert "rows.spec.prefix_len = 32" in specs
+    assert ".inputs." not in specs
+    assert markdown.folded("a <b>", "x\n````\ny").splitlines()[2] == "`````"

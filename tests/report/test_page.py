@@ -138,6 +138,16 @@ def test_findings_and_tables_show_the_results(html: str, changed: tuple[str, str
         assert text in words, text
 
 
+def test_a_change_and_what_it_splits_into_add_up_and_many_tests_are_told(html: str) -> None:
+    words = Page(html).words
+    said = re.search(r"Of the change of (\S+) points on arithmetic, (\S+) come from opening differently and (\S+) from", words)
+    assert said is not None
+    whole, coverage, accuracy = (float(text.replace("−", "-")) for text in said.groups())
+    assert whole == pytest.approx(coverage + accuracy)
+    # arithmetic; aime24 with its maj@8 and pass@8; the mean
+    assert "The tables of results hold 5 tests against the base model" in words
+
+
 def section(html: str) -> str:
     """What stands under `Before training`, markup and all."""
     start = html.index("<h2>Before training: how alike solutions begin</h2>")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from upft import launcher, local, notice, shelf, slurm
@@ -60,12 +61,17 @@ def test_side_by_side_is_the_serial_run(tmp_path):
              for side in ("serial", "both")]
     assert pages[0] == pages[1]
     assert len(pages[0]) == 1, "a sweep ends with the report on its cells, however it ran"
+    for place, name in (("report/*", "cell"), ("sweeps/*", "results")):
+        schema = json.loads((ROOT / "upft" / "report" / f"{name}.schema.json").read_text())
+        for path in (tmp_path / "both").glob(f"{place}/results.json"):
+            jsonschema.validate(json.loads(path.read_text()), schema)
     [page] = (tmp_path / "serial").glob("sweeps/*/report.html")
     for chosen in (page.parent.name, page.parent.name[:6], str(page.parent)):
-        found, command = shelf.choose([chosen], tmp_path / "serial")
-        assert len(found) == 2, "a serial sweep's id selects its cells, as any other's"
-        assert command is not None
-        assert command.startswith(f"python {ROOT / 'run.py'} -m prefix.len=4,8 ")
+        found = shelf.choose([chosen], tmp_path / "serial")
+        assert len(found.reports) == 2, "a serial sweep's id selects its cells, as any other's"
+        assert found.missing == []
+        assert found.command is not None
+        assert found.command.startswith(f"python {ROOT / 'run.py'} -m prefix.len=4,8 ")
     listed = subprocess.run([sys.executable, "-m", "upft.jobs", "--store", str(tmp_path / "serial")], capture_output=True,
                             text=True, cwd=ROOT, timeout=60)
     assert page.parent.name in listed.stdout
@@ -113,6 +119,8 @@ def test_what_fails_is_told_and_leaves_the_others(tmp_path):
     [told] = [json.loads(page.read_text()) for page in store.glob("sweeps/*/results.json")]
     assert told["missing"] == [f"model.path={bad}"]
     assert len(told["cells"]) == 1
+    [page] = store.glob("sweeps/*/report.html")
+    assert shelf.choose([page.parent.name], store).missing == told["missing"]
     listed = subprocess.run([sys.executable, "-m", "upft.jobs", "list", "--store", str(store)], capture_output=True, text=True,
                             cwd=ROOT, timeout=60)
     assert listed.returncode == 0, listed.stderr

@@ -1,4 +1,4 @@
-r"""A table as LaTeX with booktabs: a `tabular` alone, to be \input into a table of the reader's own."""
+r"""A table as LaTeX with booktabs: a `tabular` and its note below, to be \input into a table of the reader's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 from upft.report.table import Cell, Column, Table
-from upft.statistics import GAIN, LOSS
+from upft.statistics import GAIN, LOSS, NOISE
 
 SIGNS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -21,11 +21,14 @@ NARROW = 9
 """Characters of a line of a heading, as many as most numbers have."""
 LIGATURES = re.compile(r"-(?=-)|'(?=')|,(?=,)|<(?=<)|>(?=>)|[?!](?=`)")
 """Signs that fonts join with the next one."""
-VERDICTS = {GAIN: r"$^{\blacktriangle}$", LOSS: r"$^{\blacktriangledown}$"}
+VERDICTS = {GAIN: r"$^{\blacktriangle}$", LOSS: r"$^{\blacktriangledown}$", NOISE: r"$^{\mathrm{ns}}$"}
+LEGEND = " ".join((VERDICTS[GAIN], "gain,", VERDICTS[LOSS], "loss,", VERDICTS[NOISE], "inside noise."))
+"""What the marks mean; in the note where a table has any."""
 
 
 def table(one: Table) -> str:
-    r"""The tabular, over it what it needs and its title as comments. A difference stands in a line of its own in each cell."""
+    r"""The tabular, over it what it needs and its title as comments, under it the note as a paragraph. A difference stands in
+    a line of its own in each cell."""
     spec = "".join("r" if column.numeric else "l" for column in one.columns)
     head = " & ".join(_head(column) for column in one.columns)
     lines = [f"% {_plain(one.title)}", r"% needs \usepackage{booktabs,amssymb,textcomp}",
@@ -36,8 +39,9 @@ def table(one: Table) -> str:
         if any(cell.below for cell in row.cells):
             lines.append(" & ".join(_below(cell) for cell in row.cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    if one.note:
-        lines.append(f"% {_plain(one.note)}")
+    legend = LEGEND if any(cell.below and cell.verdict in VERDICTS for row in one.rows for cell in row.cells) else ""
+    if note := " ".join(part for part in (escaped(one.note), legend) if part):
+        lines.append(f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize\\raggedright {note}}}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,16 +1,27 @@
-"""A table as Markdown (GitHub's)."""
+"""A report as Markdown (GitHub's): tables, sections, answers side by side, specs.
+
+Whatever a model or a data set says is escaped: it is shown and never obeyed.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from upft.report import wording as w
 from upft.report.table import Cell, Table, marked
 
 if TYPE_CHECKING:
     from upft.report.analyses import Section
+    from upft.report.evidence import Answer
     from upft.report.figures import Drawn
+    from upft.report.page import Pair
+
+LONGEST = 600
+"""Characters of a completion or question to show; the middle of a longer one is left out and counted."""
+LINKS = {"://": ":&#47;&#47;", "www.": "www&#46;", "@": "&#64;", "$": "&#36;"}
+"""What GitHub makes links, names and formulas of, without a sign that a backslash would take its meaning from."""
 
 
 def table(one: Table) -> str:
@@ -29,6 +40,49 @@ def section(one: Section, figures: Mapping[str, Drawn]) -> str:
              if name in figures]
     return "\n\n".join([f"## {escaped(one.title)}", *(escaped(text) for text in one.text), *shown,
                         *(table(each).rstrip() for each in one.tables)]) + "\n"
+
+
+def examples(title: str, pairs: Sequence[Pair], method: str, prefix_len: int | None) -> str:
+    """Questions with an answer of each model, the first tokens bold where they are known."""
+    bold = (f" Bold: the first {w.tokens(prefix_len)}, the length of the prefixes the model was trained on."
+            if prefix_len is not None else "")
+    head = (f"### {escaped(title)}\n\nQuestions that one model answered right and the other wrong, gains and losses in turn, "
+            f"in the order of a hash of the question.{bold}\n")
+    return head + "".join("\n" + "\n".join(f"> {line}" for line in (
+        f"Question: {_said(pair.question)}<br>Gold answer: {_said(pair.gold)}", "",
+        f"- {_answer('base', pair.base, pair.beginnings[0])}",
+        f"- {_answer(method, pair.trained, pair.beginnings[1])}")) + "\n" for pair in pairs)
+
+
+def _answer(name: str, one: Answer, beginning: str) -> str:
+    what = "✓ right" if one.right else "✗ wrong"
+    given = "no answer" if one.extracted is None else f"answered {_said(one.extracted)}"
+    cut = ", unfinished" if one.finish_reason == "length" else ""
+    start = f"<strong>{_said(beginning)}</strong>" if beginning.strip() else ""
+    return f"{escaped(name)}, {what}, {given}{cut}:<br>{start}{_said(one.completion[len(beginning):])}"
+
+
+def _said(text: str) -> str:
+    """What a model or a data set says, on one line of the file and with its own line ends, shortened."""
+    lost = len(text) - LONGEST
+    if lost > 0:
+        text = f"{text[:LONGEST * 3 // 5]} … {w.count(lost)} characters … {text[-LONGEST * 2 // 5:]}"
+    space = {" ": " ", "\n": "<br>"}.get(text[:1], "")  # after a beginning in bold
+    return space + "<br>".join(filter(None, (harmless(line) for line in text.splitlines())))
+
+
+def harmless(text: str) -> str:
+    """`escaped`, and nothing in it becomes a link, a name or a formula."""
+    text = escaped("".join(sign if sign.isprintable() or sign.isspace() else "\ufffd" for sign in text))
+    for sign, instead in LINKS.items():
+        text = re.sub(re.escape(sign), instead, text, flags=re.IGNORECASE)
+    return text
+
+
+def folded(title: str, text: str) -> str:
+    """A block of text as it is, folded away."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"<details><summary>{escaped(title)}</summary>\n\n{fence}\n{text}\n{fence}\n\n</details>\n"
 
 
 def _cell(cell: Cell, published: bool) -> str:

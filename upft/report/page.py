@@ -77,11 +77,17 @@ def as_markdown(results: Mapping[str, Any], evidence: Evidence, figures: Mapping
              *(f"![{markdown.escaped(drawn.alt)}](figures/{name}.svg)\n" for name, drawn in figures.items()
                if name not in analyses.LABELS),
              *(markdown.section(one, figures) for one in analyses.sections(results.get("analyses", {}), results["method"])),
+             *(markdown.examples(f"Answers that changed: {task}", found, results["method"], results["prefix_len"])
+               for task, (base, trained) in evidence.tasks.items()
+               if (found := differing(base, trained, EXAMPLES, evidence.decode, results["prefix_len"]))),
              "### Training\n\n" + "".join(f"- {name}: {markdown.escaped(value)}\n"
                                          for name, value in _facts(results["training"])),
              f"### Provenance\n\n| stage | artifact | finished, UTC | host | commit |\n|---|---|---|---|---|\n{stages}",
              "".join(f"- {name}: {markdown.escaped(value)}\n" for name, value in versions([found_versions(evidence.stages)])),
-             f"How to repeat it:\n\n    {evidence.command}\n" if evidence.command else ""]
+             f"How to repeat it:\n\n    {evidence.command}\n" if evidence.command else "",
+             "### Everything each result depends on\n\n" + "\n".join(
+                 markdown.folded(one["label"], one["spec"]) for one in map(_made, evidence.stages) if one["spec"]),
+             wording.multiplicity(comparisons(results)) + "\n"]
     return "\n".join(part for part in parts if part)
 
 
@@ -104,8 +110,14 @@ def render(results: Mapping[str, Any], evidence: Evidence, figures: Mapping[str,
         sampled=_sampled(results["diagnosis"]) if results["diagnosis"] else [],
         made=[_made(record) for record in evidence.stages], versions=versions([found_versions(evidence.stages)]), shorten=rest,
         beside=[table for table in tables if any(row.kind == "paper" for row in table.rows)], marks=MARKS,
+        many=wording.multiplicity(comparisons(results)),
         command=evidence.command, script=Markup(script()), policy=policy(),
     )
+
+
+def comparisons(results: Mapping[str, Any]) -> int:
+    """Tests against the base model in the table of results."""
+    return sum(1 + len(entry["several"]) for entry in results["tasks"].values()) + (results["mean"] is not None)
 
 
 def differing(base: Answers, trained: Answers, count: int = EXAMPLES, decode: Decode | None = None,

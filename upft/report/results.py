@@ -18,6 +18,8 @@ from upft.report.evidence import Answers, Evidence, StageRecord
 
 MAKING = ("pilot", "samples", "diagnosis", "grades", "rows", "train", "pairs", "reference", "verifier")
 """Roles of the stages that make the trained model (of an earlier round: with its number); the others measure."""
+SCHEMA = 1
+"""Version of a cell's results.json; cell.schema.json describes it."""
 ASKED = ("kind", "n", "temperature", "top_p", "top_k", "max_tokens", "protocol_context", "engine")
 """How a task was asked, of its scores.json."""
 UNDECIDED = "other"
@@ -32,7 +34,7 @@ def results(evidence: Evidence) -> dict[str, Any]:
     ledgers = {record.role: record.ledger for record in evidence.stages}
     making = total([one for role, one in ledgers.items() if _makes(role)])
     return {
-        "title": spec.title, "model": spec.model, "data": spec.data, "method": evidence.method,
+        "schema": SCHEMA, "title": spec.title, "model": spec.model, "data": spec.data, "method": evidence.method,
         "prefix_len": evidence.rows.get("prefix_len", spec.prefix_len),
         "prefix_len_from": evidence.rows.get("prefix_len_from"), "ratio": spec.ratio, "seed": spec.seed,
         **({"train_seed": evidence.train_seed} if evidence.train_seed != spec.seed else {}),

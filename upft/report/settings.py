@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics as plain
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from upft.hashing import digest
 from upft.report import page
 from upft.report.costs import cost
 from upft.report.evidence import Evidence
+from upft.report.knobs import differ, order
 from upft.report.results import results
 from upft.specs import ReportSpec
 from upft.statistics import Estimate, Paired
@@ -83,7 +84,8 @@ def science(told: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TaskFound:
-    """A setting's accuracy on a task, and its difference from the base model on the same questions."""
+    """A setting's accuracy on a task, and its difference from the base model on the same questions. detectable: the smallest
+    true difference that a repetition would find four times in five."""
 
     accuracy: Estimate
     base: Estimate
@@ -92,6 +94,7 @@ class TaskFound:
     samples: int
     protocol: str | None
     asked: Mapping[str, Any]
+    detectable: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,23 @@ class Setting:
         return [case.seeds for case in self.cases]
 
     @property
+    def asked(self) -> str:
+        """As `Case.asked`: settings that share it are compared on the same questions."""
+        return self.cases[0].asked
+
+    @property
+    def questions(self) -> int | None:
+        """Training questions."""
+        found: int | None = self.first["training"]["questions"]
+        return found
+
+    @property
+    def adapters(self) -> bool:
+        """Whether adapters were trained instead of all weights."""
+        train = self.cases[0].specs().get("train", {})
+        return train.get("spec", {}).get("lora") is not None
+
+    @property
     def length(self) -> float | None:
         """Mean trained response tokens a row."""
         found = [case.results["training"]["mean_trained_length"] for case in self.cases]
@@ -161,11 +181,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Base:
-    """An untrained model on the tasks, all its answers under several seeds together."""
+    """An untrained model on the tasks, all its answers under several seeds together. asked: as `Case.asked`; knobs: what sets
+    this way to ask apart from others of the same model, such as `eval.limit=50`."""
 
     model: str
     tasks: Mapping[str, TaskFound]
     mean: Estimate | None
+    asked: str
+    knobs: tuple[str, ...] = ()
 
 
 def settings(cases: Sequence[Case]) -> list[Setting]:
@@ -177,14 +200,19 @@ def settings(cases: Sequence[Case]) -> list[Setting]:
     for mark, group in groups.items():
         named.setdefault(_name(group[0]), []).append(mark)
     knobs = {mark: found for marks in named.values()
-             for mark, found in zip(marks, _differ([groups[mark][0] for mark in marks]), strict=True)}
+             for mark, found in zip(marks, _differ([groups[mark][0] for mark in marks], science), strict=True)}
     return sorted((_setting(tuple(group), knobs[mark]) for mark, group in groups.items()),
-                  key=lambda s: (s.model, s.data, _order(s.method), s.method, s.prefix_len or 0, s.ratio, s.knobs))
+                  key=lambda s: (s.model, s.data, _order(s.method), s.method, s.prefix_len or 0, s.ratio, order(s.knobs)))
 
 
 def _name(case: Case) -> tuple[Any, ...]:
     r = case.results
     return r["model"], r["data"], r["method"], r["prefix_len"], r["ratio"]
+
+
+def _differ(cases: Sequence[Case], what: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """What sets each apart; specs are read only where there are several."""
+    return differ([what(case.specs()) for case in cases]) if len(cases) > 1 else [()]
 
 
 ORDER = ("SFT", "RFT", "V-STaR", "UPFT", "UPFT + label filter")
@@ -215,34 +243,19 @@ def without_seeds(spec: Any) -> Any:
     return spec
 
 
-def _differ(cases: Sequence[Case]) -> list[tuple[str, ...]]:
-    """For each of several settings of one name, of which a case is given, what it has that another has not, as
-    `role.key=value`."""
-    flat = [dict(_leaves(science(case.specs()))) for case in cases] if len(cases) > 1 else [{}]
-    keys = [key for key in sorted({key for one in flat for key in one}) if len({repr(one.get(key)) for one in flat}) > 1]
-    shown = [key for key in keys if not key.endswith(("sha256", "revision"))] or keys
-    return [tuple(f"{key}={one[key]}" for key in shown[:4] if key in one) for one in flat]
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _leaves(one, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
-
-
 def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
     tasks = list(cases[0].correct)
     if len(cases) == 1:
         told = cases[0].results
         found = {task: TaskFound(Estimate(**e["trained"]["accuracy"]), Estimate(**e["base"]["accuracy"]), _paired(e["paired"]),
-                                 e["questions"], e["trained"]["samples"], e["protocol"], e["asked"])
+                                 e["questions"], e["trained"]["samples"], e["protocol"], e["asked"],
+                                 e["paired"]["smallest_detectable"])
                  for task, e in told["tasks"].items()}
-        mean = told["mean"]
+        mean, questions = told["mean"], sum(one.questions for one in found.values())
         overall = None if mean is None else TaskFound(
             Estimate(**mean["trained"]["accuracy"]), Estimate(**mean["base"]["accuracy"]), _paired(mean["paired"]),
-            sum(one.questions for one in found.values()), 0, mean["protocol"], {})
+            questions, 0, mean["protocol"], {},
+            statistics.smallest_detectable((mean["paired"]["high"] - mean["paired"]["low"]) / 2, questions))
         return Setting(cases, knobs, found, overall, cost(cases))
     sides = [{task: _matrix([case.correct[task][side] for case in cases]) for task in tasks} for side in (0, 1)]
     found = {}
@@ -251,14 +264,15 @@ def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
         base, trained = sides[0][task], sides[1][task]
         found[task] = TaskFound(statistics.over_seeds(trained), statistics.over_seeds(base),
                                 statistics.paired_over_seeds(base, trained), e["questions"], e["trained"]["samples"],
-                                e["protocol"], e["asked"])
+                                e["protocol"], e["asked"], statistics.detectable_over_seeds([base], [trained]))
     overall = None
     if len(tasks) > 1:
         before, after = (list(side.values()) for side in sides)
         protocols = {one.protocol for one in found.values()}
         overall = TaskFound(statistics.macro_over_seeds(after), statistics.macro_over_seeds(before),
                             statistics.paired_macro_over_seeds(before, after), sum(one.questions for one in found.values()), 0,
-                            protocols.pop() if len(protocols) == 1 else None, {})
+                            protocols.pop() if len(protocols) == 1 else None, {},
+                            statistics.detectable_over_seeds(before, after))
     return Setting(cases, knobs, found, overall, cost(cases))
 
 
@@ -277,10 +291,20 @@ def bases(every: Sequence[Setting]) -> list[Base]:
     for setting in every:
         for case in setting.cases:
             groups.setdefault(case.asked, []).append(case)
-    return [_base(group) for group in groups.values()]
+    named: dict[str, list[str]] = {}
+    for asked, cases in groups.items():
+        named.setdefault(cases[0].spec.model, []).append(asked)
+    knobs = {asked: found for several in named.values()
+             for asked, found in zip(several, _differ([groups[asked][0] for asked in several], _asked), strict=True)}
+    return [_base(group, knobs[asked]) for asked, group in groups.items()]
 
 
-def _base(cases: Sequence[Case]) -> Base:
+def _asked(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the specs what the base model was asked."""
+    return {role: spec for role, spec in science(told).items() if role.startswith(("base:", "judged:base:"))}
+
+
+def _base(cases: Sequence[Case], knobs: tuple[str, ...]) -> Base:
     found = {}
     for task in cases[0].correct:
         evaluations: dict[str, NDArray[np.bool_]] = {}
@@ -293,4 +317,4 @@ def _base(cases: Sequence[Case]) -> Base:
         found[task] = TaskFound(value, value, Paired(0.0, 0.0, 0.0, 1.0, "", ""), len(correct), correct.shape[1],
                                 e["protocol"], e["asked"])
     mean = statistics.macro([one.accuracy for one in found.values()]) if len(found) > 1 else None
-    return Base(str(cases[0].results["model"]), found, mean)
+    return Base(str(cases[0].results["model"]), found, mean, cases[0].asked, knobs)

@@ -28,7 +28,7 @@ class Column:
 class Cell:
     """text: what is shown; interval: beside it; below: a second line; verdict: of the difference told there. sort: what
     the column is ordered by (a number where the column is numeric; None: last). data: columns of the CSV by suffix, "" the
-    value."""
+    value. aside: on a page, a line before `below`, of columns that a small screen does not reach."""
 
     text: str
     sort: float | str | None = None
@@ -36,6 +36,7 @@ class Cell:
     below: str = ""
     verdict: str = ""
     data: Mapping[str, float | str | None] = field(default_factory=dict)
+    aside: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files; title: over it; note: under it, on how to read it."""
+    """name: of its files; title: over it; note: under it, on how to read it; folded: whether the rows' names tell model and
+    data on a page (`Cell.aside`), which then have no columns there."""
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     note: str = ""
+    folded: bool = False
 
     @property
     def narrow(self) -> list[int]:
-        """Columns for a screen: all but a model or data that is the same in every row, which the page's title names."""
+        """Columns for a screen: all but a model or data that is the same in every row, which the page's title names, or that
+        the rows' names tell."""
         def one(place: int) -> bool:
-            return len({row.cells[place].text for row in self.rows} - {""}) < 2
+            return self.folded or len({row.cells[place].text for row in self.rows} - {""}) < 2
 
         return [place for place, column in enumerate(self.columns) if column.key not in ("model", "data") or not one(place)]
 

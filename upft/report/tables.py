@@ -5,8 +5,10 @@ Chooses columns and rows; what a table looks like is another room's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from upft.report import paper
 from upft.report import wording as w
@@ -36,29 +38,76 @@ def tasks_of(settings: Sequence[Setting]) -> list[str]:
 
 
 def _accuracies(name: str, title: str, settings: Sequence[Setting]) -> Table | None:
+    """Names, the mean and the tasks first: what a small screen shows."""
     if not settings:
         return None
     tasks, free = tasks_of(settings), name == "unsupervised"
     counts = [Column("length", "length")] if free else [Column("sampled", "sampled"), Column("trained", "trained")]
     mean = len(tasks) > 1
+    several = [len({getattr(s, field) for s in settings}) > 1 for field in ("model", "data")]
+    shape = _Shape(tasks, counts, mean, *several)
     columns = (Column("model", "model", False), Column("data", "data", False), Column("method", "method", False),
-               Column("prefix_len", "t"), Column("ratio", "p"), Column("seeds", "seeds"), *counts,
-               *(Column(task, task) for task in tasks), *([Column("mean", "mean")] if mean else []))
+               *([Column("mean", "mean")] if mean else []), *(Column(task, task) for task in tasks),
+               Column("prefix_len", "t"), Column("ratio", "p"), Column("questions", "training questions"),
+               Column("seeds", "seeds"), *counts)
+    beside = {id(s): found for s in settings if (found := published(name, s)) is not None}
+    everywhere = _everywhere([unlike(s, found) for s in settings if (found := beside.get(id(s))) is not None])
     rows: list[Row] = []
-    for model in dict.fromkeys(s.model for s in settings):
-        ours = [s for s in settings if s.model == model]
-        rows += [_base_row(base, tasks, counts, mean) for base in bases(ours)]
-        if (published := paper.line("unsupervised", model, None, "base")) is not None and set(tasks) & set(published.accuracy):
-            rows.append(_paper_row(published, tasks, counts, mean))
+    for base in bases(settings):
+        ours = [s for s in settings if s.asked == base.asked]
+        rows.append(_base_row(base, shape))
+        its = paper.line("unsupervised", base.model, None, "base")
+        if its is not None and set(base.tasks) & set(its.accuracy):
+            rows.append(_paper_row(its, shape, base.tasks))
         for data, method in dict.fromkeys((s.data, s.method) for s in ours):
-            rows += [_row(s, tasks, counts, mean) for s in ours if (s.data, s.method) == (data, method)]
-            published = paper.line(name, model, data, method)
-            if published is not None and set(tasks) & set(published.accuracy):
-                rows.append(_paper_row(published, tasks, counts, mean))
-    return Table(name, title, columns, tuple(rows), READ + _note(settings, rows, free))
+            group = [s for s in ours if (s.data, s.method) == (data, method)]
+            for s in group:
+                otherwise = unlike(s, beside[id(s)]) if id(s) in beside else {}
+                rows.append(_row(s, shape, [key for key in otherwise if key not in everywhere]))
+            if (found := beside.get(id(group[0]))) is not None:
+                rows.append(_paper_row(found, shape, group[0].tasks))
+    return Table(name, title, columns, tuple(rows), READ + _note(settings, beside, everywhere, rows, free), folded=True)
 
 
-def _note(settings: Sequence[Setting], rows: Sequence[Row], free: bool) -> str:
+@dataclass(frozen=True)
+class _Shape:
+    """What the rows of one table have in common. models, data: whether there are several."""
+
+    tasks: Sequence[str]
+    counts: Sequence[Column]
+    mean: bool
+    models: bool
+    data: bool
+
+    def aside(self, model: str, data: str | None, *more: str) -> str:
+        """Of what columns a small screen does not show, that by which rows are told apart."""
+        return ", ".join([*([model] if self.models else []), *([data] if self.data and data else []), *more])
+
+
+def published(table: str, s: Setting) -> paper.Published | None:
+    """The paper's line for that setting where they have a task in common."""
+    found = paper.line(table, s.model, s.data, s.method)
+    return found if found is not None and set(s.tasks) & set(found.accuracy) else None
+
+
+def unlike(s: Setting, line: paper.Published) -> dict[str, Any]:
+    """What a setting does otherwise than the paper (`paper.unlike`)."""
+    training = s.first["training"]
+    return paper.unlike(line, {
+        "prefix_len": s.prefix_len, "ratio": None if s.prefix_len is None else s.ratio, "training_questions": s.questions,
+        "epochs": training["epochs"], "lr": training["lr"], "adapters": s.adapters}, {
+        task: {"questions": one.questions, "samples": one.samples, "temperature": one.asked.get("temperature"),
+               "protocol": one.protocol} for task, one in s.tasks.items()})
+
+
+def _everywhere(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all settings do otherwise, and alike: it is told once."""
+    first = every[0] if every else {}
+    return {name: value for name, value in first.items() if all(one.get(name) == value for one in every)}
+
+
+def _note(settings: Sequence[Setting], beside: Mapping[int, paper.Published], everywhere: Mapping[str, Any],
+          rows: Sequence[Row], free: bool) -> str:
     counted = ("Length: mean trained response tokens a row. " if free
                else "Sampled and trained: response tokens, each trained row once, as the paper counts. ")
     asked = dict.fromkeys(f"{task}: {how(found)}" for s in settings for task, found in s.tasks.items())
@@ -66,11 +115,34 @@ def _note(settings: Sequence[Setting], rows: Sequence[Row], free: bool) -> str:
                if any(len(s.seeds) > 1 for s in settings) else "")
     if any(len(s.seeds) > len({seed for seed, _ in s.seeds}) for s in settings):
         several += "Where only the training's seed differs, samples and the base model's answers are the same. "
-    source = (f"Rows marked “as published” are the paper's own ({paper.told()['source']}; its protocol, one greedy answer). "
-              if any(row.kind == "paper" for row in rows) else "")
-    if source and any(found.protocol != paper.told()["protocol"] for s in settings for found in s.tasks.values()):
-        source += "Ours were not all asked by the paper's protocol, so the two do not measure the same. "
+    source = _of_paper(settings, beside, everywhere) if any(row.kind == "paper" for row in rows) else ""
     return f"{counted}{several}{source}Asked: {'; '.join(asked)}."
+
+
+def _of_paper(settings: Sequence[Setting], beside: Mapping[int, paper.Published], everywhere: Mapping[str, Any]) -> str:
+    """What the published rows are, and what ours do otherwise."""
+    said = [f"Rows marked “as published” are the paper's own ({paper.told()['source']}; its protocol, one greedy answer, of "
+            "all questions of a task)."]
+    if everywhere:
+        said.append(f"Ours beside them differ: {'; '.join(_otherwise(name, value) for name, value in everywhere.items())}.")
+    if any(set(unlike(s, beside[id(s)])) - set(everywhere) for s in settings if id(s) in beside):
+        said.append("What else a row does otherwise stands under its name.")
+    if any(one["base"]["judge_accepted"] is None for s in settings if id(s) in beside for one in s.first["tasks"].values()):
+        said.append("In the paper an answer also counts where a judge accepts it; ours were read by the rule alone.")
+    return " ".join(said) + " "
+
+
+def _otherwise(name: str, value: Mapping[str, Any]) -> str:
+    """One difference from the paper in words."""
+    if name == "questions":
+        return ", ".join(f"{w.count(one['ours'])} of {w.count(one['paper'])} questions of {task}"
+                         for task, one in value.items())
+    if name == "protocol":
+        return f"{', '.join(value)} asked otherwise (see below)"
+    if name == "adapters":
+        return "adapters, the paper trains all weights"
+    text = "{:g}".format if name in ("ratio", "lr") else w.count
+    return f"{paper.LABELS[name]} {text(value['ours'])}, the paper's {text(value['paper'])}"
 
 
 def how(found: TaskFound) -> str:
@@ -83,38 +155,60 @@ def _accuracy(found: TaskFound | None) -> Cell:
     return Cell(w.NONE) if found is None else estimate(found.accuracy, found.paired)
 
 
-def _row(s: Setting, tasks: Sequence[str], counts: Sequence[Column], mean: bool) -> Row:
+def _row(s: Setting, shape: _Shape, otherwise: Sequence[str]) -> Row:
+    """otherwise: what it does unlike the paper and not all do."""
     counted = {"length": number(s.length, w.mean(s.length)),
                "sampled": number(s.cost["sampled"], w.short(s.cost["sampled"])),
                "trained": number(s.cost["trained"], w.short(s.cost["trained"]))}
     whole = s.prefix_len is None
-    return Row((word(s.model), word(s.data), _method(s), number(s.prefix_len, str(s.prefix_len)),
-                number(None if whole else s.ratio, f"{s.ratio:g}"), number(len(s.seeds), str(len(s.seeds))),
-                *(counted[column.key] for column in counts), *(_accuracy(s.tasks.get(task)) for task in tasks),
-                *([_accuracy(s.mean if set(s.tasks) == set(tasks) else None)] if mean else [])))
+    length = [] if whole else [f"t = {s.prefix_len}, p = {s.ratio:g}"]
+    apart = f"unlike the paper: {', '.join(paper.LABELS[name] for name in otherwise)}" if otherwise else ""
+    name = Cell(s.method, s.method, below="; ".join(part for part in (", ".join(s.knobs), apart) if part),
+                aside=shape.aside(s.model, s.data, *length),
+                data={"": s.method, "knobs": "; ".join(s.knobs), "unlike_paper": "; ".join(otherwise)})
+    return Row((word(s.model), word(s.data), name,
+                *([_accuracy(s.mean if set(s.tasks) == set(shape.tasks) else None)] if shape.mean else []),
+                *(_accuracy(s.tasks.get(task)) for task in shape.tasks),
+                number(s.prefix_len, str(s.prefix_len)), number(None if whole else s.ratio, f"{s.ratio:g}"),
+                number(s.questions, w.count(s.questions or 0)), number(len(s.seeds), str(len(s.seeds))),
+                *(counted[column.key] for column in shape.counts)))
 
 
-def _method(s: Setting) -> Cell:
-    return Cell(s.method, s.method, below=", ".join(s.knobs), data={"": s.method, "knobs": "; ".join(s.knobs)})
-
-
-def _base_row(base: Base, tasks: Sequence[str], counts: Sequence[Column], mean: bool) -> Row:
+def _base_row(base: Base, shape: _Shape) -> Row:
     found = {task: estimate(one.accuracy) for task, one in base.tasks.items()}
-    overall = estimate(base.mean) if base.mean is not None and set(base.tasks) == set(tasks) else Cell(w.NONE)
-    return Row((word(base.model), EMPTY, word("base"), EMPTY, EMPTY, EMPTY, *(EMPTY for _ in counts),
-                *(found.get(task, Cell(w.NONE)) for task in tasks), *([overall] if mean else [])), "base")
+    overall = estimate(base.mean) if base.mean is not None and set(base.tasks) == set(shape.tasks) else Cell(w.NONE)
+    name = Cell("base", "base", below=", ".join(base.knobs), aside=shape.aside(base.model, None),
+                data={"": "base", "knobs": "; ".join(base.knobs)})
+    return Row((word(base.model), EMPTY, name, *([overall] if shape.mean else []),
+                *(found.get(task, Cell(w.NONE)) for task in shape.tasks),
+                EMPTY, EMPTY, EMPTY, EMPTY, *(EMPTY for _ in shape.counts)), "base")
 
 
-def _paper_row(one: paper.Published, tasks: Sequence[str], counts: Sequence[Column], mean: bool) -> Row:
+def _paper_row(one: paper.Published, shape: _Shape, asked: Mapping[str, TaskFound]) -> Row:
+    """asked: ours beside it, by task."""
     counted = {"length": (one.length, w.mean(one.length)), "sampled": (one.sampled, w.short(one.sampled)),
                "trained": (one.trained, w.short(one.trained))}
-    shares_ = [number(value, w.points(value)) if (value := one.accuracy.get(task)) is not None else Cell(w.NONE)
-               for task in tasks]
-    every = set(tasks) == set(one.accuracy)
+
+    def accuracy(task: str) -> Cell:
+        if task not in one.accuracy:
+            return Cell(w.NONE)
+        there = paper.told()["questions"][task]
+        other = task in asked and asked[task].questions != there
+        return replace(number(one.accuracy[task], w.points(one.accuracy[task])),
+                       below=f"{w.count(there)} questions" if other else "")
+
+    def known(value: float | None, shown: str) -> Cell:
+        return EMPTY if value is None else number(value, shown)
+
+    every = set(shape.tasks) == set(one.accuracy)
+    length = [] if one.prefix_len is None else [f"t = {one.prefix_len}, p = {one.ratio:g}"]
     return Row((word(one.model), word(one.data) if one.data else EMPTY,
-                Cell(f"{one.method}, as published", one.method, data={"": one.method}), EMPTY, EMPTY, EMPTY,
-                *(number(*counted[column.key]) if counted[column.key][0] is not None else EMPTY for column in counts), *shares_,
-                *([number(one.mean, w.points(one.mean)) if every else Cell(w.NONE)] if mean else [])), "paper")
+                Cell(f"{one.method}, as published", one.method, aside=shape.aside(one.model, one.data, *length),
+                     data={"": one.method}),
+                *([number(one.mean, w.points(one.mean)) if every else Cell(w.NONE)] if shape.mean else []),
+                *(accuracy(task) for task in shape.tasks), known(one.prefix_len, str(one.prefix_len)),
+                known(one.ratio, f"{one.ratio or 0:g}"), known(one.questions, w.count(one.questions or 0)), EMPTY,
+                *(known(*counted[column.key]) for column in shape.counts)), "paper")
 
 
 LABELS = {

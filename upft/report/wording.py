@@ -140,6 +140,36 @@ def finding(task: str, entry: Mapping[str, Any], method: str) -> tuple[str, str]
     return what, numbers + "."
 
 
+def multiplicity(tests: int) -> str:
+    """What to expect of many tests at the 5% level; nothing of a single one."""
+    if tests < 2:
+        return ""
+    return (f"The tables of results hold {count(tests)} tests against the base model, each at the 5% level: if training "
+            f"changed nothing at all, one in twenty, here about {tests / 20:.2g}, would be called a gain or a loss all the "
+            "same.")
+
+
+def parts(whole: float, *of: float) -> list[str]:
+    """A difference and what it splits into, as they are said: of one decimal where the rounded parts add up to the rounded
+    whole, else of two, the last digit of the part that rounding moved most making up for what is left."""
+    for digits in (1, 2):
+        scale = 100 * 10**digits
+        total, found = round(scale * whole), [round(scale * one) for one in of]
+        left = total - sum(found)
+        if left == 0 or digits == 2:
+            break
+    for _ in range(abs(left)):
+        step = 1 if left > 0 else -1
+        place = max(range(len(of)), key=lambda one: step * (scale * of[one] - found[one]))
+        found[place] += step
+    return [_sign(one / 10**digits, digits) for one in (total, *found)]
+
+
+def _sign(number: float, digits: int) -> str:
+    text = f"{number:+.{digits}f}"
+    return text[1:] if number == 0 else text.replace("-", "−")
+
+
 def short(n: float | None) -> str:
     """Tokens as the paper gives them: 318.0M, 16.1k, 902."""
     if n is None:

@@ -10,9 +10,10 @@ are at 95%. How often they cover is measured in docs/statistics.md.
 """
 
 from upft.statistics.means import LEVEL, Estimate, accuracy, question_means
-from upft.statistics.pairs import GAIN, LOSS, NOISE, Paired, paired, paired_values, smallest_detectable
+from upft.statistics.pairs import GAIN, LOSS, NOISE, Paired, holm, paired, paired_values, smallest_detectable
 from upft.statistics.repeated import majority_at_k, majority_values, pass_at_k, pass_values
 from upft.statistics.several import (
+    detectable_over_seeds,
     macro,
     macro_over_seeds,
     over_seeds,
@@ -22,7 +23,7 @@ from upft.statistics.several import (
 )
 
 __all__ = [
-    "GAIN", "LEVEL", "LOSS", "NOISE", "Estimate", "Paired", "accuracy", "macro", "macro_over_seeds", "majority_at_k",
-    "majority_values", "over_seeds", "paired", "paired_macro", "paired_macro_over_seeds", "paired_over_seeds", "paired_values",
-    "pass_at_k", "pass_values", "question_means", "smallest_detectable",
+    "GAIN", "LEVEL", "LOSS", "NOISE", "Estimate", "Paired", "accuracy", "detectable_over_seeds", "holm", "macro",
+    "macro_over_seeds", "majority_at_k", "majority_values", "over_seeds", "paired", "paired_macro", "paired_macro_over_seeds",
+    "paired_over_seeds", "paired_values", "pass_at_k", "pass_values", "question_means", "smallest_detectable",
 ]

@@ -5,6 +5,7 @@ A pair of answers to one question is compared with itself, so that what makes a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -85,6 +86,16 @@ def smallest_detectable(half_width: float, questions: int, power: float = 0.8) -
         return 1.0
     t = float(stats.t.ppf(1 - LEVEL / 2, questions - 1))
     return min(1.0, half_width * (1 + float(stats.t.ppf(power, questions - 1)) / t))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values for that many tests at once, in the same order: that any of them is below 0.05 although nothing changed happens
+    5% of the time at most, however the tests depend on each other (Holm 1979, Scandinavian Journal of Statistics 6:65)."""
+    found, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda one: p_values[one])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        found[place] = largest
+    return found
 
 
 def difference_interval(differences: Array) -> tuple[Array, Array, Array]:

@@ -127,6 +127,19 @@ def paired_macro_over_seeds(a: Sequence[ArrayLike], b: Sequence[ArrayLike]) -> P
     return Paired(mean, low, high, p_value, "t, crossed random effects", verdict(mean, low, high, p_value))
 
 
+def detectable_over_seeds(a: Sequence[ArrayLike], b: Sequence[ArrayLike], power: float = 0.8) -> float:
+    """Smallest true difference that a repetition of `paired_macro_over_seeds` would find with probability `power`, testing at
+    5%: (t₀.₉₇₅ + t_power)·SE with its SE and degrees of freedom, as `smallest_detectable` has it of one seed. So few seeds
+    find large differences only."""
+    from scipy import stats
+
+    pair = paired_macro_over_seeds(a, b)
+    _, variance, freedom = seeds_macro([_seeds(y) - _seeds(x) for x, y in zip(a, b, strict=True)])
+    t, more = (float(stats.t.ppf(place, freedom)) for place in (1 - LEVEL / 2, power))
+    half = (pair.high - pair.low) / 2 if variance <= 1e-18 else t * float(np.sqrt(variance))
+    return min(1.0, half * (1 + more / t))
+
+
 def seeds_macro(tasks: Sequence[Array]) -> tuple[float, float, float]:
     """(mean, variance of the mean, degrees of freedom) of the mean over tasks, each [seeds, questions] under the same seeds.
 
