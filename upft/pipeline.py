@@ -146,7 +146,8 @@ def _host(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerCo
             continue
         if found is not None:
             whole.append(found.path)
-    return Host(compute, tracker, console, engines, partial(_related, store), shards=whole)
+    return Host(compute, tracker, console, engines, partial(_related, store), shards=whole,
+                shown=mirror.live(stage, store, tracker, console))
 
 
 def _shards(stage: Stage, store: Store) -> list[Path]:

@@ -46,14 +46,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An artifact as W&B is told of it. files: those that are uploaded, by their names in it; references: those of
-    which only the place is told. Equal bundles are one version of one artifact there, whichever run tells of them."""
+    """An artifact as W&B is told of it. kind: its type there; files: those that are uploaded, by their names in it; references:
+    those of which only the place is told, a path of this machine or a URI. Equal bundles are one version of one artifact there,
+    whichever run tells of them."""
 
     name: str
     kind: str
     about: Mapping[str, Any]
     files: Mapping[str, Path]
-    references: Mapping[str, Path]
+    references: Mapping[str, Path | str]
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,12 @@ def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console
 def _artifact(bundle: Bundle) -> Artifact:
     import wandb
 
-    made = wandb.Artifact(bundle.name, bundle.kind, metadata=dict(bundle.about))
+    made = wandb.Artifact(bundle.name, bundle.kind, description=bundle.about.get("label"), metadata=dict(bundle.about))
     for name, path in bundle.files.items():
         # immutable: read where it lies when it is uploaded, instead of being copied into the home folder first
         made.add_file(str(path), name, policy="immutable")
-    for name, path in bundle.references.items():
-        made.add_reference(path.resolve().as_uri(), name, checksum=False)
+    for name, place in bundle.references.items():
+        made.add_reference(place if isinstance(place, str) else place.resolve().as_uri(), name, checksum=False)
     return made
 
 

@@ -20,6 +20,7 @@ from upft.rollouts import Elsewhere
 from upft.sampler import EnginePool
 from upft.shards import Share
 from upft.specs import BranchSpec, EvaluateSpec, SampleSpec
+from upft.wandb_run import Card
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Host:
     """Draw this share of the stage's questions and no more: the job is a shard."""
     shards: Sequence[Path] = ()
     """Finished shards of the stage."""
+    shown: Card | None = None
+    """What a tracker calls the stage's run, where it shows one while the stage goes on."""
 
     @property
     def gpus(self) -> int:
