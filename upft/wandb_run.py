@@ -136,10 +136,15 @@ def open_run(tracker: TrackerConfig, folder: Path, card: Card, console: Console 
 
 def replay(run: Run, points: Iterable[Mapping[str, Value]]) -> None:
     """Tell a run those of `points` that its server does not have."""
-    known = float(run.summary.get("step") or 0)
+    known = last_step(run)
     for point in points:
         if float(point["step"]) > known:
             run.log(dict(point))
+
+
+def last_step(run: Run) -> float:
+    """The last step that a run has, on its server or in this process; 0 where it has none."""
+    return float(run.summary.get("step") or 0)
 
 
 def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console | None = None) -> bool:
@@ -156,7 +161,9 @@ def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console
         if story.rows:
             from wandb import Table
 
-            run.log({story.table: Table(columns=list(story.columns), data=[list(row) for row in story.rows])})
+            # At the last step: W&B would put it at step 0 and take that for the run's.
+            at = {"step": story.points[-1]["step"]} if story.points else {}
+            run.log({**at, story.table: Table(columns=list(story.columns), data=[list(row) for row in story.rows])})
         run.summary.update(dict(story.summary))
         run.log_artifact(_artifact(story.made))
         for bundle in story.used:
