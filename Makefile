@@ -11,7 +11,7 @@ PYTEST ?=
 # Processes that share the tests; 0 = none but this one.
 WORKERS ?= 2
 
-.PHONY: run test check lint setup setup-test clean
+.PHONY: run test check lint setup setup-test browser clean
 
 run: setup
 	$(BIN)/python run.py $(ARGS)
@@ -19,16 +19,20 @@ run: setup
 test: setup-test lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
-check: setup-test lint
+check: $(VENV)/.setup-test lint
 	$(BIN)/python -m pytest -m "not slow and not vllm and not slurm and not real and not gpu" $(PYTEST)
 
-lint: setup-test
+lint: $(VENV)/.setup-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 setup: $(VENV)/.setup
-setup-test: $(VENV)/.setup-test
+setup-test: $(VENV)/.setup-test browser
+
+# Without a stamp: what counts is whether the browser is there. Where none can be had its tests say so and are skipped.
+browser: $(VENV)/.setup-test
+	@$(BIN)/python tests/report/browser.py install || true
 
 $(VENV)/.setup: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.11")'

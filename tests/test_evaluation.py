@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -22,6 +24,8 @@ from upft import asking, datasets, evaluation, pipeline
 from upft.choices import AnswerFormat, AnswerKind
 from upft.console import Console
 from upft.errors import ConfigError, DataError, ModelError
+from upft.graders import Graders
+from upft.numbered import Asked, Prompt, Rollout
 from upft.plan import plan
 from upft.specs import ContentRef, EvaluateSpec, QuestionsSpec
 from upft.store import Store
@@ -271,7 +275,38 @@ def test_progress_tells_the_accuracy_so_far(parse, tmp_path, monkeypatch, capsys
     told = [line for line in capsys.readouterr().out.splitlines() if "answering:" in line and "accuracy" in line]
     scores = json.loads(next(tmp_path.glob("evaluate/*/scores.json")).read_text())
     assert told
-    assert told[-1].endswith(f"accuracy {scores['accuracy']:.1%}")
+    assert told[-1].endswith(f"accuracy {scores['accuracy']:.1%} of the first {2 * scores['questions']:,}")
+
+
+def test_progress_is_not_led_by_the_short_answers_that_end_first(parse, tmp_path):
+    """64 questions, asked the longest first. What ends early is wrong throughout, as guesses are: none of it counts before the
+    answers that were asked before it have ended too."""
+    from upft.stages.evaluate import _Marks
+
+    spec = plan(parse(*SMALL)).named("evaluate")[0].spec
+    count = 64
+    items = [asking.Item(f"q{i}", "?", "7", spec.kind) for i in range(count)]
+    prompts = [Prompt(f"q{i}", tuple(range(i + 1)), 8) for i in range(count)]  # the last is the longest
+    asked = Asked.of(prompts, 1, 0)
+
+    class Words:
+        def decode(self, ids: list[int], **_: object) -> str:
+            return f"\\boxed{{{ids[-1]}}}"
+
+    with Graders() as graders:
+        marks = _Marks(graders, replace(spec, n=1), items, asked, Words())
+
+        def answer(number: int, what: int) -> Any:
+            return marks.put(number, Rollout(f"q{number}", 0, (what,), "stop")).get("accuracy")
+
+        order = [int(number) for number in asked.order(np.arange(count))]
+        assert order == list(range(count))[::-1]
+        early, late = order[1::2], order[0::2]
+        assert [answer(number, 1) for number in early] == [None] * 32, "0% of those done, and it would be 50% at the end"
+        seen = [answer(number, 7) for number in late]
+    assert seen[0] == "50.0% of the first 2"
+    assert seen[-1] == "50.0% of the first 64"
+    assert {one.partition("%")[0] for one in seen} == {"50.0"}
 
 
 # --- the judge ---

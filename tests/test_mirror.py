@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 from test_tracking import KEY, records
+from wandb_server import serving
 
-from upft import mirror
+from upft import lineage, mirror
 from upft.choices import Style, TrackerKind
 from upft.errors import ConfigError
 from upft.machine import ComputeConfig, TrackerConfig
@@ -74,6 +76,13 @@ def command(store: Path, *more: str, **environment: str) -> subprocess.Completed
 
 def runs(folder: Path) -> list[Told]:
     return [Told.of(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+
+
+def spec(store: Path, name: str, key: str) -> dict[str, Any]:
+    """What a stage's key is the hash of."""
+    found = json.loads((store / name / key / "spec.json").read_text())
+    assert isinstance(found, dict)
+    return found
 
 
 def stages(folder: Path) -> list[Told]:
@@ -165,8 +174,35 @@ def test_analyses_are_runs_with_their_findings(sweep: Path) -> None:
             told_there = json.loads((folder / f"{told.run.job_type}.json").read_text())
             assert told.summary[f"{told.run.job_type}/questions"] == told_there["questions"] > 0
         if told.run.job_type == "kl":
-            assert told.summary["kl/share/value"] == told_there["share"]["value"]
+            assert [told.summary[f"kl/share/{end}"] for end in ("value", "low", "high")] == [
+                told_there["share"][end] for end in ("value", "low", "high")]
             assert told.summary["cost/flops"] == json.loads((folder / "ledger.json").read_text())["flops"] > 0
+        if told.run.job_type == "coverage":
+            assert told_there["t"] == [4, 8]
+            for place, t in enumerate(told_there["t"]):
+                for part in ("change", "coverage", "accuracy"):
+                    assert [told.summary[f"coverage/t={t}/{part}{end}"] for end in ("", "_low", "_high", "_p")] == [
+                        told_there[part][place][end] for end in ("difference", "low", "high", "p_value")]
+                assert told.summary[f"coverage/t={t}/base by trained"] == (
+                    told_there["accuracy_of"]["base by trained"]["mean"][place])
+        if told.run.job_type == "consistency":
+            every = told_there["groups"][0]
+            lengths = {int(name.split("/")[1].removeprefix("t=")) for name in told.summary if "/t=" in name}
+            assert {1, 2, 4, 8} <= lengths
+            assert lengths <= {1, 2, 4, 8, 16, 32, 64, every["t"][-1]}, "few enough to look at"
+            for t in lengths:
+                for part in ("distinct", "traces_a_prefix", "agreement"):
+                    assert [told.summary[f"consistency/t={t}/{part}{end}"] for end in ("", "_low", "_high")] == [
+                        every[part][end][every["t"].index(t)] for end in ("mean", "low", "high")]
+        if told.run.job_type == "errors":
+            assert [told.summary.get(f"errors/critical/{end}") for end in ("t", "low", "high", "reached")] == [
+                told_there["critical"][end] for end in ("t", "low", "high", "reached")]
+            assert [told.summary[f"errors/t=8/{side}"] for side in ("right", "wrong", "difference")] == [
+                told_there[side]["mean"][told_there["t"].index(8)] for side in ("right", "wrong", "difference")]
+        if told.run.job_type == "report":
+            analyses = json.loads((folder / "results.json").read_text())["analyses"]
+            assert told.summary["coverage/t=8/change"] == analyses["coverage"]["change"][1]["difference"]
+            assert told.summary["consistency/t=8/distinct"] == analyses["consistency"]["groups"][0]["distinct"]["mean"][7]
         if told.run.job_type == "branch":
             asked = {q["id"]: q for q in map(json.loads, (folder / "questions.jsonl").read_text().splitlines())}
             assert told.table is not None
@@ -191,6 +227,19 @@ def test_each_stage_is_one_run_of_its_kind(sweep: Path) -> None:
             lines = [json.loads(line) for line in (sweep / name / key / "metrics.jsonl").read_text().splitlines()]
             for told in (told for told in found if told.run.run_id == key):
                 assert [{k: p[k] for k in lines[0]} for p in told.points] == lines
+        if name == "train":
+            live, whole = (told for told in found if told.run.run_id == key)
+            assert (live.run.display_name, list(live.run.tags)) == (whole.run.display_name, list(whole.run.tags))
+            assert {**live.config, "_wandb": None} == {**whole.config, "_wandb": None}, "the live run and what is told are one"
+            rows = sweep / "build" / spec(sweep, name, key)["inputs"]["rows"]
+            length = json.loads((rows / "rows.json").read_text())["prefix_len"]
+            assert f"t={length} p=0.1" in live.run.display_name
+            assert {"tiny", "arithmetic", "upft"} <= set(live.run.tags)
+            assert (live.config["model"]["name"], live.config["data"], live.config["prefix"]) == (
+                "tiny", {"name": "arithmetic"}, {"len": length, "ratio": 0.1})
+            assert live.config["method"]["name"] == "upft"
+    names = {told.run.display_name for told in found if told.run.job_type == "train"}
+    assert len({name.rpartition(" ")[0] for name in names}) == 2, "told apart by more than their keys"
     train = one(found, next(key for key, name in made.items() if name == "train"))
     told = json.loads((sweep / "train" / train.run.run_id / "train.json").read_text())
     assert train.summary["train/last_loss"] == told["last_loss"]
@@ -242,9 +291,11 @@ def test_artifacts_are_linked_as_the_stages_are(sweep: Path) -> None:
     found = stages(sweep.parent)
     made = {path.parent.name: path.parent.parent.name for path in sweep.glob("[a-z]*/*/manifest.json")}
     for key, name in made.items():
-        told, needs = one(found, key), json.loads((sweep / name / key / "spec.json").read_text())["inputs"]
-        linked = {n: a for n, a in told.artifacts.items() if not n.startswith("run-")}
+        told, needs = one(found, key), spec(sweep, name, key)["inputs"]
+        linked = {n: a for n, a in told.artifacts.items() if not n.startswith(("run-", "model-", "data-"))}
         assert {n for n, a in linked.items() if a.use_after_commit} == {f"{made[i]}-{i}" for i in needs.values()}
+        kinds = {"train": "model", "sample": "dataset", "build": "dataset", "branch": "dataset", "evaluate": "evaluation"}
+        assert linked[f"{name}-{key}"].type == kinds.get(name, name)
         assert [n for n, a in linked.items() if not a.use_after_commit] == [f"{name}-{key}"]
         for n, used in linked.items():
             own = one(found, n.partition("-")[2]).artifacts[n]
@@ -259,6 +310,123 @@ def test_artifacts_are_linked_as_the_stages_are(sweep: Path) -> None:
     report = next(told for told in found if told.run.job_type == "report")
     names = {entry.path for entry in report.artifacts[f"report-{report.run.run_id}"].manifest.contents}
     assert {"report.html", "results.json"} <= names
+
+
+@pytest.mark.slow
+def test_a_cells_graph_starts_at_its_model_and_its_questions(sweep: Path) -> None:
+    """Going back from a report along what each run used, one comes to artifacts that no run has made: the base model's weights
+    and the two question sets, each one artifact for the whole sweep, of which no file is uploaded."""
+    found = stages(sweep.parent)
+    declared: dict[str, list[Any]] = {}
+    for told in found:
+        for n, artifact in told.artifacts.items():
+            if n.startswith(("model-", "data-")):
+                assert artifact.use_after_commit
+                declared.setdefault(n, []).append(artifact)
+    [model] = [n for n in declared if n.startswith("model-")]
+    sha = spec(sweep, "train", next(sweep.glob("train/*")).name)["spec"]["model"]["source"]["sha256"]
+    assert model == f"model-{sha[:20]}"
+    assert len(declared) == 3, "one model, training and test questions"
+    for n, artifacts in declared.items():
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", n)
+        assert {one.digest for one in artifacts} == {artifacts[0].digest}, "one version"
+        assert {one.type for one in artifacts} == {"model" if n == model else "dataset"}
+        assert [(entry.path, entry.local_path) for entry in artifacts[0].manifest.contents] == [
+            ("weights" if n == model else "questions", "")]
+    assert declared[model][0].manifest.contents[0].ref == f"sha256:{sha}"
+    assert json.loads(declared[model][0].metadata)["label"] == "tiny"
+
+    makers = {n: told for told in found for n, a in told.artifacts.items() if not a.use_after_commit}
+    for report in (told for told in found if told.run.job_type == "report"):
+        waiting, roots = [report], set()
+        while waiting:
+            for n, a in waiting.pop().artifacts.items():
+                if a.use_after_commit and n in makers:
+                    waiting.append(makers[n])
+                elif a.use_after_commit:
+                    roots.add(n)
+        assert roots == set(declared)
+    trained = next(told for told in found if told.run.job_type == "evaluate" and spec(
+        sweep, "evaluate", told.run.run_id)["inputs"])
+    assert model not in trained.artifacts, "whole weights came with the training"
+
+
+def test_names_of_artifacts_say_which_content_and_are_ones_that_wandb_takes(parse: Any, tmp_path: Path) -> None:
+    """A model and questions from the hub: by id and revision. A local file: by content, wherever it lies."""
+    cell = plan(parse("model=qwen_math", "data=prm12k", "sample.engine=transformers", "eval.engine=transformers"))
+    store = Store(tmp_path / "store")
+    model, data = lineage.origins(cell.named("sample")[0], store)
+    source, questions = (getattr(cell.named("sample")[0].spec, name).source for name in ("model", "questions"))
+    assert model.references == {"weights": f"hf://{source.id}@{source.revision}"}
+    assert data.references == {"questions": f"hf://datasets/{questions.id}@{questions.revision}/{questions.file}"}
+    for bundle, kind in ((model, "model"), (data, "dataset")):
+        assert (bundle.kind, bundle.files) == (kind, {})
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", bundle.name)
+    assert model.name.startswith("model-Qwen.Qwen2.5-Math-7B")
+    assert source.revision[:20] in model.name
+    found = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+        cell = plan(parse("data=jsonl", f"data.path={tmp_path / place / 'mine.jsonl'}"))
+        found.append(lineage.origins(cell.named("sample")[0], store)[1])
+    assert (found[0].name, found[0].references) == (found[1].name, found[1].references)
+    assert [one.about["label"] for one in found] == ["mine.jsonl"] * 2, "no cell has given it a name"
+
+
+def test_an_adapter_is_used_with_the_weights_that_it_stands_on(parse: Any, tmp_path: Path) -> None:
+    small = ("sample.engine=transformers", "eval.engine=transformers")
+    for lora in (True, False):
+        cell = plan(parse(*small, *(["train=lora"] if lora else [])))
+        trained = next(stage for stage in cell.named("evaluate") if stage.inputs)
+        kinds = [bundle.kind for bundle in lineage.origins(trained, Store(tmp_path))]
+        assert kinds == (["model", "dataset"] if lora else ["dataset"])
+
+
+@pytest.mark.parametrize(("overrides", "method", "title"), [
+    (["method=rft"], "rft", "tiny on arithmetic seed=3 lr=3e-05"),
+    (["method=upft", "method.label_filter=true", "prefix.len=4"], "upft",
+     "tiny on arithmetic label filter t=4 p=0.1 seed=3 lr=3e-05"),
+    (["method=upft", "prefix.len=auto", "train.lr=1e-4", "train.seed=9"], "upft",
+     "tiny on arithmetic t=auto p=0.1 seed=3 train.seed=9 lr=0.0001"),
+    (["method=upft", "method.rounds=2"], "upft", "tiny on arithmetic t=8 p=0.1 seed=3 lr=3e-05")])
+def test_trainings_are_named_by_what_is_upstream(parse: Any, tmp_path: Path, overrides: list[str], method: str,
+                                                 title: str) -> None:
+    config = parse("seed=3", "sample.engine=transformers", "eval.engine=transformers", *overrides)
+    store, cell = Store(tmp_path / "store"), plan(config)
+    lineage.remember(store, config, cell)
+    for train in cell.named("train"):
+        card = mirror.card(train, store)
+        assert card.name == f"{train.label}, {title} {train.key[:8]}"
+        assert list(card.tags) == ["tiny", "arithmetic", method]
+        assert card.config["train"]["lr"] == config.train.lr
+    if "prefix.len=auto" in overrides:  # known when the rows are there
+        [rows] = cell.named("build")
+        store.path("build", rows.key).mkdir(parents=True)
+        (store.path("build", rows.key) / "rows.json").write_text('{"prefix_len": 11}')
+        assert "t=11 " in mirror.card(cell.named("train")[0], store).name
+
+
+def test_a_verifier_and_its_generator_are_told_apart(parse: Any, tmp_path: Path) -> None:
+    cell = plan(parse("method=vstar", "sample.engine=transformers", "eval.engine=transformers"))
+    cards = {train.label: mirror.card(train, Store(tmp_path)) for train in cell.named("train")}
+    assert {label: card.config["method"]["name"] for label, card in cards.items()} == {
+        "train rft": "rft", "train verifier": "vstar"}
+    [chosen] = cell.named("verify")
+    assert "vstar" in mirror.card(chosen, Store(tmp_path)).tags
+
+
+def test_what_was_called_something_first_keeps_its_name(parse: Any, tmp_path: Path) -> None:
+    """A training that goes on must not change its own; no key depends on it."""
+    store, keys = Store(tmp_path / "store"), set()
+    for name in ("first", "second"):
+        config = parse(f"data.name={name}", "sample.engine=transformers", "eval.engine=transformers")
+        cell = plan(config)
+        lineage.remember(store, config, cell)
+        [train] = cell.named("train")
+        keys.add(train.key)
+        assert "tiny on first" in mirror.card(train, store).name
+    assert len(keys) == 1
 
 
 @pytest.mark.slow
@@ -348,6 +516,32 @@ def test_a_dead_server_changes_no_result(sweep: Path, tmp_path: Path) -> None:
     assert ours["tasks"] == theirs["tasks"]
     assert len({told.run.run_id for told in runs(tmp_path)}) == len(list(tmp_path.glob("store/[a-z]*/*/manifest.json")))
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()], "the key is no one's to keep"
+
+
+@pytest.mark.slow
+def test_online_a_cell_is_there_as_it_is_offline(sweep: Path, tmp_path: Path) -> None:
+    """W&B's client, told of a cell's every stage by a run of ours, and a server of our own that takes it."""
+    with serving() as server:
+        out = command(tmp_path / "store", *SMALL, "prefix.len=4", "tracker=wandb", "tracker.project=upft-test",
+                      WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url, WANDB_MODE="online", WANDB_DATA_DIR=str(tmp_path / "data"))
+    assert out.returncode == 0, out.stderr
+    assert out.stderr == ""
+    made = {path.parent.name: path.parent.parent.name for path in tmp_path.glob("store/[a-z]*/*/manifest.json")}
+    assert {key: run.told["jobType"] for key, run in server.runs.items()} == made
+    offline = {told.run.run_id: told for told in stages(sweep.parent)}
+    for key, name in made.items():
+        run = server.runs[key]
+        assert run.starts == (2 if name == "train" else 1)
+        assert set(run.exits) == {0}
+        assert f"{name}-{key}" in run.made
+        if key in offline:  # all but the report, whose cell has no analyses here
+            assert run.told["displayName"] == offline[key].run.display_name
+            assert sorted(run.used) == sorted(n for n, a in offline[key].artifacts.items() if a.use_after_commit)
+        if name == "train":
+            lines = (tmp_path / "store" / name / key / "metrics.jsonl").read_text().splitlines()
+            assert run.steps == [json.loads(line)["step"] for line in lines]
+    assert sum(key in offline for key in made) >= 5
+    assert all(list(one.versions.values()) == [True] for one in server.artifacts.values()), "each one version, and whole"
 
 
 def test_settings_of_slurm_stay_at_home(parse: Any) -> None:

@@ -1,8 +1,9 @@
 """What a tracker is told of a stage when it is done, from its artifact alone: run, summary, samples, files, links.
 
 Floor 5. Every stage is a run of its own under its key, told once by whoever made it; the report's run is the cell's. A sweep's
-page is a run too, told again when there is more on it. Nothing here is needed by any stage, and nothing that goes wrong here
-stops one. Knows no W&B (`upft.wandb_run` does).
+page is a run too, told again when there is more on it. In the store's folder `.mirror`: cells/KEY.json (what the cells' runs
+show), names (see `upft.lineage`), told/PROJECT/RUN (who was told what). Nothing here is needed by any stage, and nothing that
+goes wrong here stops one. Knows no W&B (`upft.wandb_run` does).
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from upft import answers, tracking, wandb_run
+from upft import answers, headlines, lineage, tracking, wandb_run
 from upft.choices import TrackerKind
 from upft.config import Config
 from upft.console import Console
 from upft.errors import ConfigError
 from upft.hashing import canonical
+from upft.lineage import FOLDER
 from upft.machine import TrackerConfig
 from upft.plan import Plan, Stage
-from upft.specs import BranchSpec, EvaluateSpec, HubRef, ReportSpec, SampleSpec
+from upft.specs import BranchSpec, ReportSpec, SampleSpec
 from upft.store import MANIFEST, Store
-from upft.wandb_run import Bundle, Card, Story, Value
+from upft.wandb_run import Bundle, Card, Story
 
-FOLDER = ".mirror"
-"""Beside the artifacts in the store: cells/KEY.json (what the cells' runs show), told/PROJECT/RUN (who was told what)."""
 PAGE = ("report.html", "report.md", "results.json", "tables/*", "figures/*")
 """Files of a sweep's page."""
 SMALL = 2 * 2**20
@@ -43,8 +43,9 @@ ROWS = 50
 """Samples in a run's table."""
 SUMMARY = {"spec.json", "provenance.json", "ledger.json", "results.json", MANIFEST}
 """JSON files that are no summary of the stage's own."""
-COSTS = ("prompt_tokens", "sampled_tokens", "supervised_tokens", "forward_tokens", "flops", "seconds", "device_seconds",
-         "peak_memory_bytes", "peak_device_bytes")
+KINDS = {"train": "model", "sample": "dataset", "branch": "dataset", "build": "dataset", "pair": "dataset",
+         "evaluate": "evaluation", "judge": "evaluation", "verify": "evaluation"}
+"""What an artifact is to W&B; the others are named after their stage."""
 
 
 def check(tracker: TrackerConfig) -> None:
@@ -55,9 +56,11 @@ def check(tracker: TrackerConfig) -> None:
 
 
 def remember(store: Store, config: Config, cell: Plan, name: str | None = None, sweep: str | None = None) -> None:
-    """Keep what a cell's run is to show and its stages do not know: the resolved configuration, its name in the sweep."""
+    """Keep what the runs of a cell and its stages are to show and the stages do not know: the resolved configuration, its name
+    in the sweep, what it calls its model and data."""
     if config.tracker.kind is not TrackerKind.wandb:
         return
+    lineage.remember(store, config, cell)
     path = store.root / FOLDER / "cells" / f"{cell.report.key}.json"
     if name is None and path.is_file():
         return
@@ -124,18 +127,20 @@ def _once(run: str, label: str, state: Callable[[], str], told: Callable[[], Sto
 def story(stage: Stage, store: Store) -> Story:
     """What a stage's run shows."""
     folder = store.path(stage.name, stage.key)
-    inputs = {role: f"{one.name}-{one.key}" for role, one in sorted(stage.inputs.items())}
-    summary = dict(_costs(folder))
     if isinstance(stage.spec, ReportSpec):
-        summary = headline(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+        results = _json(folder / "results.json")
+        summary = headlines.of_cell(results)
+        for name, found in results.get("analyses", {}).items():
+            summary |= headlines.of_summary(name, found)
     else:
+        summary = headlines.of_ledger(_json(folder / "ledger.json"))
         for path in sorted(set(folder.glob("*.json"))):
             if path.name not in SUMMARY:
-                summary |= _numbers(json.loads(path.read_text(encoding="utf-8")), path.stem)
+                summary |= headlines.of_summary(path.stem, _json(path))
     columns, rows = _samples(stage, folder)
     used = {one.key: bundle(one, store) for one in stage.inputs.values()}
-    return Story(card(stage, store, inputs), tuple(_lines(folder / tracking.FILE)), summary, columns, rows,
-                 bundle(stage, store), list(used.values()))
+    return Story(card(stage, store), tuple(_lines(folder / tracking.FILE)), summary, columns, rows, bundle(stage, store),
+                 [*lineage.origins(stage, store), *used.values()])
 
 
 def page_story(sweep: str, command: str, cells: Mapping[str, Stage], page: Path, store: Store) -> Story:
@@ -156,38 +161,32 @@ def page_story(sweep: str, command: str, cells: Mapping[str, Stage], page: Path,
 def _line(results: Mapping[str, Any]) -> dict[str, Any]:
     """A cell in a sweep's table."""
     settings = ("model", "data", "method", "prefix_len", "ratio", "seed", "train_seed")
-    return {name: results[name] for name in settings if name in results} | headline(results)
+    return {name: results[name] for name in settings if name in results} | headlines.of_cell(results)
 
 
-def card(stage: Stage, store: Store, inputs: Mapping[str, str]) -> Card:
+def card(stage: Stage, store: Store) -> Card:
     """Name, job type, tags and configuration of a stage's run; the report's are the cell's."""
-    spec = stage.spec
+    spec, inputs = stage.spec, {role: f"{one.name}-{one.key}" for role, one in sorted(stage.inputs.items())}
     if not isinstance(spec, ReportSpec):
-        model = getattr(spec, "model", None)
-        tags = [model.source.id] if model is not None and isinstance(model.source, HubRef) else []
-        return Card(stage.key, f"{stage.label} {stage.key[:8]}", stage.name, {**canonical(spec), "inputs": inputs},
-                    [*tags, *([spec.task] if isinstance(spec, EvaluateSpec) else [])])
+        return lineage.card(stage, store, inputs)
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        known = json.loads((store.root / FOLDER / "cells" / f"{stage.key}.json").read_text(encoding="utf-8"))
+        known = _json(store.root / FOLDER / "cells" / f"{stage.key}.json")
     told = {"cell": known.get("name"), "sweep": known.get("sweep"), **known.get("config", canonical(spec)), "inputs": inputs}
     name = spec.title if not known.get("name") else f"{spec.title}, {known['name']}"
     return Card(stage.key, name, stage.name, told, [spec.model, spec.data, spec.method.name])
 
 
-def headline(results: Mapping[str, Any]) -> dict[str, Value]:
-    """Of results.json what one looks for first: accuracies (shares), paired differences with interval and p, costs."""
-    found: dict[str, Value] = {}
-    for task, entry in {**results["tasks"], **({"mean": results["mean"]} if results["mean"] else {})}.items():
-        paired = entry["paired"]
-        found |= {f"{task}/{side}": entry[side]["accuracy"]["value"] for side in ("base", "trained")}
-        found |= {f"{task}/difference": paired["difference"], f"{task}/difference_low": paired["low"],
-                  f"{task}/difference_high": paired["high"], f"{task}/p": paired["p_value"],
-                  f"{task}/verdict": paired["verdict"]}
-    for kind, ledger in results["totals"].items():
-        found |= {f"cost/{kind}/{name}": ledger[name] for name in COSTS}
-    found |= {f"tokens/{name}": count for name, count in results["tokens"].items()}
-    return {name: value for name, value in found.items() if value is not None}
+def live(stage: Stage, store: Store, tracker: TrackerConfig, console: Console) -> Card | None:
+    """The card of a run that a stage shows while it goes on: the one it is told under afterwards. None where no stage asks for
+    one; a failure is a warning."""
+    if tracker.kind is not TrackerKind.wandb or stage.name != "train":
+        return None
+    try:
+        return card(stage, store)
+    except Exception as error:  # a mirror is not worth a run
+        console.warn(f"{stage.label}: its W&B run has no name of its own ({type(error).__name__}: {error})")
+        return None
 
 
 def bundle(stage: Stage, store: Store) -> Bundle:
@@ -195,22 +194,10 @@ def bundle(stage: Stage, store: Store) -> Bundle:
     folder = store.path(stage.name, stage.key)
     sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     small = {name for name, entry in sizes.items() if entry["bytes"] <= SMALL and not name.endswith(WEIGHTS)}
-    return Bundle(f"{stage.name}-{stage.key}", stage.name, {"stage": stage.name, "key": stage.key, "label": stage.label},
+    return Bundle(f"{stage.name}-{stage.key}", KINDS.get(stage.name, stage.name),
+                  {"stage": stage.name, "key": stage.key, "label": stage.label},
                   {name: folder / name for name in sizes if name in small},
                   {name: folder / name for name in sizes if name not in small})
-
-
-def _costs(folder: Path) -> dict[str, Value]:
-    path = folder / "ledger.json"
-    ledger = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {f"cost/{name}": value for name, value in ledger.items() if isinstance(value, (int, float)) and name in COSTS}
-
-
-def _numbers(value: Any, name: str) -> dict[str, Value]:
-    """The leaves of nested JSON objects, named by their path; no lists."""
-    if isinstance(value, Mapping):
-        return {key: leaf for part, one in value.items() for key, leaf in _numbers(one, f"{name}/{part}").items()}
-    return {name: value} if isinstance(value, (int, float, str)) else {}
 
 
 def _samples(stage: Stage, folder: Path) -> tuple[tuple[str, ...], list[list[Any]]]:
@@ -250,3 +237,10 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8") as stream:
             for line in stream:
                 yield json.loads(line)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a stage has written; empty where it has not."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    assert isinstance(found, dict)  # written by our own stages
+    return found

@@ -163,7 +163,7 @@ def _host(stage: Stage, store: Store, compute: ComputeConfig, tracker: TrackerCo
         if found is not None:
             whole.append(found.path)
     return Host(compute, tracker, console, engines, partial(_related, store), shards=whole,
-                command=_command(stage, store) or provenance.command())
+                command=_command(stage, store) or provenance.command(), shown=mirror.live(stage, store, tracker, console))
 
 
 def _command(stage: Stage, store: Store) -> str | None:

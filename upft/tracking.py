@@ -62,11 +62,14 @@ class Tracker:
         # Appended to, not emptied: a resumed run goes on where it was.
         self._stream = (folder / FILE).open("a", encoding="utf-8", buffering=1)
         self._run, self._console, self._events = run, console, events
+        self._known = 0.0  # the last step that was on the run's server when it was opened
+        if run is not None:
+            self._mirror(self._look)
 
     def log(self, values: Mapping[str, Value]) -> None:
         """One line of metrics.jsonl (at once on disk), and one point of the mirror."""
         self._stream.write(json.dumps(dict(values)) + "\n")
-        if self._run is not None:
+        if self._run is not None and float(values.get("step", self._known + 1)) > self._known:  # else done again
             self._mirror(lambda run: run.log(dict(values)))
         if self._events is not None:
             self._draw(lambda events: events.add(values))
@@ -74,8 +77,9 @@ class Tracker:
     def catch_up(self, points: Iterable[Mapping[str, Value]]) -> None:
         """Tell the mirror what metrics.jsonl holds from before: a kill takes what the mirror had not written yet.
 
-        Points that the run has on its server are not sent twice. An offline run becomes whole by this, so that of
-        several folders with one id `wandb sync` needs the last one only. TensorBoard's files are written anew.
+        Points that the run has on its server are not sent twice, nor those of steps that are done again. An offline run becomes
+        whole by this, so that of several folders with one id `wandb sync` needs the last one only. TensorBoard's files are
+        written anew.
         """
         points = list(points)
         if self._events is not None:
@@ -90,6 +94,9 @@ class Tracker:
             self._mirror(lambda run: run.finish(exit_code=1 if failed else 0))
         if self._events is not None:
             self._draw(lambda events: events.close())
+
+    def _look(self, run: Run) -> None:
+        self._known = wandb_run.last_step(run)
 
     def _draw(self, act: Callable[[Events], None]) -> None:
         assert self._events is not None

@@ -46,14 +46,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An artifact as W&B is told of it. files: those that are uploaded, by their names in it; references: those of
-    which only the place is told. Equal bundles are one version of one artifact there, whichever run tells of them."""
+    """An artifact as W&B is told of it. kind: its type there; files: those that are uploaded, by their names in it; references:
+    those of which only the place is told, a path of this machine or a URI. Equal bundles are one version of one artifact there,
+    whichever run tells of them."""
 
     name: str
     kind: str
     about: Mapping[str, Any]
     files: Mapping[str, Path]
-    references: Mapping[str, Path]
+    references: Mapping[str, Path | str]
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,15 @@ def open_run(tracker: TrackerConfig, folder: Path, card: Card, console: Console 
 
 def replay(run: Run, points: Iterable[Mapping[str, Value]]) -> None:
     """Tell a run those of `points` that its server does not have."""
-    known = float(run.summary.get("step") or 0)
+    known = last_step(run)
     for point in points:
         if float(point["step"]) > known:
             run.log(dict(point))
+
+
+def last_step(run: Run) -> float:
+    """The last step that a run has, on its server or in this process; 0 where it has none."""
+    return float(run.summary.get("step") or 0)
 
 
 def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console | None = None) -> bool:
@@ -155,7 +161,9 @@ def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console
         if story.rows:
             from wandb import Table
 
-            run.log({story.table: Table(columns=list(story.columns), data=[list(row) for row in story.rows])})
+            # At the last step: W&B would put it at step 0 and take that for the run's.
+            at = {"step": story.points[-1]["step"]} if story.points else {}
+            run.log({**at, story.table: Table(columns=list(story.columns), data=[list(row) for row in story.rows])})
         run.summary.update(dict(story.summary))
         run.log_artifact(_artifact(story.made))
         for bundle in story.used:
@@ -178,12 +186,12 @@ def publish(tracker: TrackerConfig, story: Story, mirror: Path, console: Console
 def _artifact(bundle: Bundle) -> Artifact:
     import wandb
 
-    made = wandb.Artifact(bundle.name, bundle.kind, metadata=dict(bundle.about))
+    made = wandb.Artifact(bundle.name, bundle.kind, description=bundle.about.get("label"), metadata=dict(bundle.about))
     for name, path in bundle.files.items():
         # immutable: read where it lies when it is uploaded, instead of being copied into the home folder first
         made.add_file(str(path), name, policy="immutable")
-    for name, path in bundle.references.items():
-        made.add_reference(path.resolve().as_uri(), name, checksum=False)
+    for name, place in bundle.references.items():
+        made.add_reference(place if isinstance(place, str) else place.resolve().as_uri(), name, checksum=False)
     return made
 
 

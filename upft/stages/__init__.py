@@ -20,6 +20,7 @@ from upft.rollouts import Elsewhere
 from upft.sampler import EnginePool
 from upft.shards import Share
 from upft.specs import BranchSpec, EvaluateSpec, SampleSpec
+from upft.wandb_run import Card
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Host:
     """Finished shards of the stage."""
     command: str | None = None
     """What a person types to have the stage and all it needs."""
+    shown: Card | None = None
+    """What a tracker calls the stage's run, where it shows one while the stage goes on."""
 
     @property
     def gpus(self) -> int:

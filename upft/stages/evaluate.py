@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from upft import answers, asking, evaluation, grading, ledger, models, rollouts, shapes
 from upft.graders import Graders
 from upft.prompts import Prompter
@@ -68,7 +70,8 @@ class _Marks:
                  tokenizer: Any) -> None:
         self._graders, self._spec, self._asked_for, self._asked, self._tokenizer = graders, spec, asked_for, asked, tokenizer
         self.verdicts: dict[int, grading.Verdict] = {}
-        self._right = 0
+        self._order = asked.order(np.arange(len(asked)))
+        self._first = self._right = 0
 
     def put(self, number: int, rollout: rollouts.Rollout) -> Mapping[str, float | str]:
         """Have one more graded; what the progress bar tells of those done by now."""
@@ -77,7 +80,15 @@ class _Marks:
         prompt = self._tokenizer.decode(list(self._asked.prompt(number).ids[-_END:]), skip_special_tokens=False)
         self._graders.put(number, grading.reopened(prompt, self.text(rollout)), item.gold, item.kind)
         self._take(self._graders.ready())
-        return {"accuracy": f"{self._right / len(self.verdicts):.1%}"} if self.verdicts else {}
+        return self._progress()
+
+    def _progress(self) -> Mapping[str, float | str]:
+        """The accuracy of those asked first, up to the first that is not graded: short answers end early and are right more or
+        less often than long ones, so that of all graded by now it would say nothing."""
+        while self._first < len(self._order) and (found := self.verdicts.get(int(self._order[self._first]))) is not None:
+            self._right += found.right
+            self._first += 1
+        return {"accuracy": f"{self._right / self._first:.1%} of the first {self._first:,}"} if self._first else {}
 
     def text(self, rollout: rollouts.Rollout) -> str:
         """An answer as it reads."""
@@ -94,7 +105,6 @@ class _Marks:
     def _take(self, found: Iterator[tuple[int, grading.Verdict]]) -> None:
         for number, verdict in found:
             self.verdicts[number] = verdict
-            self._right += verdict.right
 
 
 def _rows(spec: EvaluateSpec, asked_for: list[asking.Item], asked: rollouts.Asked, drawn: Iterator[rollouts.Rollout],

@@ -37,7 +37,7 @@ class Job:
 
     rows: the artifact of the build stage; out: of this one. done: the step of the checkpoint to go on from, 0 =
     from the start. before: the training whose model is trained further, None = the base model; reference: the artifact with
-    the log-probabilities of the rows, where they are pairs.
+    the log-probabilities of the rows, where they are pairs. shown: what a tracker calls the training.
     """
 
     spec: TrainSpec
@@ -49,6 +49,7 @@ class Job:
     done: int
     before: Path | None = None
     reference: Path | None = None
+    shown: tracking.Card | None = None
 
 
 def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
@@ -66,7 +67,7 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
         if found is not None:
             host.console.say(f"  training goes on after step {found.step}")
         job = Job(spec, inputs["rows"], out, host.compute, host.tracker, host.console.style, 0 if found is None else found.step,
-                  inputs.get("model"), inputs.get("reference"))
+                  inputs.get("model"), inputs.get("reference"), host.shown)
         if world is not None:
             work(world, job, host.console)
         else:
@@ -137,7 +138,7 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
     if world.first:
         key = out.name.removesuffix(PARTIAL)
         before = tracking.cut(out, job.done)
-        shown = tracking.Card(key, f"train {key[:8]}", "train", canonical(spec))
+        shown = job.shown or tracking.Card(key, f"train {key[:8]}", "train", canonical(spec))
         with tracking.open_tracker(job.tracker, out, shown, console, wandb_run.home(),
                                    tracking.events_folder(job.tracker, out)) as tracker:
             tracker.catch_up(before)
