@@ -341,6 +341,21 @@ def test_seeds_of_the_training_alone_are_seeds_too(tmp_path: Path) -> None:
     assert len(shelf.choose(["train.seed=1,2"], tmp_path / "store").reports) == 2
 
 
+def test_trainings_on_the_same_samples_are_one_seed(tmp_path: Path) -> None:
+    """By their mean: they are alike, and counted one by one would make the interval too narrow."""
+    one = Setting(tasks=("gsm8k",))
+    every = [replace(one, seed=seed, train_seed=training) for seed in (0, 1) for training in (0, 1, 2)]
+    dossier.write(store(tmp_path / "store", every), tmp_path / "out")
+    [found] = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]
+    assert (found["seeds"], found["train_seeds"]) == ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
+    before = np.array([[row["right"] for row in rows("gsm8k", ("base", seed), 0.0)] for seed in (0, 1)], dtype=float)
+    after = np.array([[row["right"] for row in rows("gsm8k", s, s.gain)] for s in every], dtype=float)
+    before, after = before.reshape(2, -1, 2).mean(axis=2), after.reshape(2, 3, -1, 2).mean(axis=(1, 3))
+    told = found["tasks"]["gsm8k"]
+    assert without_detectable(told["paired"]) == pytest.approx(vars(statistics.paired_over_seeds(before, after)))
+    assert told["accuracy"] == pytest.approx(vars(statistics.over_seeds(after)))
+
+
 def test_of_two_reports_on_one_cell_the_later_counts(tmp_path: Path) -> None:
     one = Setting(tasks=("gsm8k",))
     old, new = cell(tmp_path, one), cell(tmp_path, one, "2026-03-02T10:00:00Z")

@@ -171,6 +171,16 @@ def solved(cells: Mapping[tuple[str, str], Sequence[Point]]) -> list[Solved]:
     return [Solved(q, {cell: found[q] for cell, found in by_question.items()}) for q in questions]
 
 
+def mean(trainings: Sequence[Sequence[Solved]]) -> Sequence[Solved]:
+    """Several trainings on the same samples as one. Raises ValueError where they tell of different questions."""
+    if len(trainings) == 1:
+        return trainings[0]
+    if len({tuple(one.question for one in some) for some in trainings}) > 1:
+        raise ValueError("the trainings tell of different questions")
+    return [Solved(same[0].question, {cell: np.mean([one.by[cell] for one in same], axis=0) for cell in CELLS})
+            for same in zip(*trainings, strict=True)]
+
+
 def coverage(seeds: Sequence[Sequence[Solved]], lengths: Sequence[int], continuations: int, seed: int) -> dict[str, Any]:
     """What training moved; seeds: of one training, or of trainings under several seeds, the same questions each.
 

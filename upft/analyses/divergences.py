@@ -55,6 +55,17 @@ class Parted:
         return cls(tuple(dict.fromkeys(t.question for t in traces)), len(traces), sum(len(t.forward) for t in traces), at,
                    parts, sums)
 
+    @classmethod
+    def mean(cls, several: Sequence[Parted]) -> Parted:
+        """Trainings compared with their base on the same traces, as one. Raises ValueError for other traces."""
+        first = several[0]
+        if any((one.questions, one.traces, one.tokens) != (first.questions, first.traces, first.tokens) for one in several):
+            raise ValueError("the trainings were compared on different traces")
+        return cls(first.questions, first.traces, first.tokens,
+                   {way: np.mean([one.at[way] for one in several], axis=0) for way in WAYS},
+                   {way: np.mean([one.parts[way] for one in several], axis=0) for way in WAYS},
+                   np.mean([one.sums for one in several], axis=0))
+
     def of_questions(self, questions: Sequence[str], known: int) -> Parted:
         """Only these, in this order, up to that position."""
         place = {question: number for number, question in enumerate(self.questions)}

@@ -9,7 +9,7 @@ import dataclasses
 import statistics as plain
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from upft.report.knobs import differ, order
 from upft.report.results import results
 from upft.specs import ReportSpec
 from upft.statistics import Estimate, Paired
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,8 @@ def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
             questions, 0, mean["protocol"], {},
             statistics.smallest_detectable((mean["paired"]["high"] - mean["paired"]["low"]) / 2, questions))
         return Setting(cases, knobs, found, overall, cost(cases))
-    sides = [{task: _matrix([case.correct[task][side] for case in cases]) for task in tasks} for side in (0, 1)]
+    sides = [{task: np.array([np.mean([case.correct[task][side].mean(axis=1) for case in some], axis=0)
+                              for some in by_seed(cases, lambda case: case.seeds)]) for task in tasks} for side in (0, 1)]
     found = {}
     for task in tasks:
         e = cases[0].results["tasks"][task]
@@ -280,9 +283,14 @@ def _paired(told: Mapping[str, Any]) -> Paired:
     return Paired(**{f.name: told[f.name] for f in dataclasses.fields(Paired)})
 
 
-def _matrix(correct: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """[seeds, questions]: means of each question's answers. All have the same questions (`Case.science` holds them)."""
-    return np.array([one.mean(axis=1) for one in correct])
+def by_seed(found: Sequence[T], seeds: Callable[[T], tuple[int, int]]) -> list[list[T]]:
+    """What counts as one seed: what has a sampling seed in common, for trainings on the same samples are alike and no new ones;
+    under one sampling seed alone each training. seeds: (the cell's, the training's)."""
+    several = len({seeds(one)[0] for one in found}) > 1
+    out: dict[Any, list[T]] = {}
+    for one in found:
+        out.setdefault(seeds(one)[0] if several else seeds(one), []).append(one)
+    return list(out.values())
 
 
 def bases(every: Sequence[Setting]) -> list[Base]:

@@ -18,7 +18,7 @@ from upft.report import analyses, panels, series
 from upft.report import wording as w
 from upft.report.analyses import Section
 from upft.report.figures import Drawn, drawn, styled
-from upft.report.settings import Looked, Setting, without_seeds
+from upft.report.settings import Looked, Setting, by_seed, without_seeds
 from upft.report.table import Table
 
 ALONE = ("consistency", "errors")
@@ -71,10 +71,10 @@ def read(name: str, artifact: Path, told: Mapping[str, Any]) -> Any:
     return [kinds[name](line) for line in lines]
 
 
-def pooled(name: str, of: Sequence[Looked]) -> dict[str, Any] | None:
-    """One summary of several seeds' artifacts; None where they cannot be taken together."""
-    told = of[0].told
-    values = [one.values for one in of]
+def pooled(name: str, by: Sequence[Sequence[Looked]]) -> dict[str, Any] | None:
+    """One summary of several seeds' artifacts (by: `settings.by_seed`); None where they cannot be taken together."""
+    of = [one for some in by for one in some]
+    told, values = of[0].told, [one.values for one in of]
     if any(one is None for one in values):
         return None
     try:
@@ -83,9 +83,11 @@ def pooled(name: str, of: Sequence[Looked]) -> dict[str, Any] | None:
         if name == "errors":
             return branching.errors(branching.together(values), told["t"], told["continuations"], told["margin"], 0)
         if name == "coverage":
-            return branching.coverage(values, told["t"], told["continuations"], 0)
+            return branching.coverage([branching.mean([one.values for one in some]) for some in by], told["t"],
+                                      told["continuations"], 0)
         formats = {one.told.get("dtype") for one in of}
-        return divergences.over_seeds(values, told["prefix_len"]) | {"dtype": formats.pop()} if len(formats) == 1 else None
+        return divergences.over_seeds([divergences.Parted.mean([one.values for one in some]) for some in by],
+                                      told["prefix_len"]) | {"dtype": formats.pop()} if len(formats) == 1 else None
     except ValueError:
         return None
 
@@ -108,7 +110,8 @@ def studies(settings: Sequence[Setting]) -> list[Study]:
 
 def _found(name: str, who: str, rows: Sequence[tuple[Setting, Seeds, Looked]]) -> list[Found]:
     rows = sorted(rows, key=lambda row: (row[1], row[2].key))
-    if len(rows) > 1 and (told := pooled(name, [one for _, _, one in rows])) is not None:
+    if len(rows) > 1 and (told := pooled(name, [[one for _, _, one in some] for some in by_seed(
+            rows, lambda row: row[1])])) is not None:
         return [Found(who, rows[0][0].method, tuple(sorted({seed for _, seed, _ in rows})), told,
                       tuple(one.key for _, _, one in rows))]
     return [Found(who if len(rows) == 1 else f"{who}, seed {w.seeds(*seed)}", setting.method, (seed,), one.told, (one.key,))
