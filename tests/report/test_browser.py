@@ -171,7 +171,7 @@ def test_what_was_found_is_on_the_screen_before_what_it_was_found_with(show: Any
         assert there[:1 + len(seen)] == ["method", *seen]
         tallest = max(page.locator(f"{table} tbody tr").evaluate_all("rows => rows.map(row => row.offsetHeight)"))
         assert tallest <= 130, "a row of more than six lines"
-        assert page.locator(f"{table} td .aside").first.text_content() == "t = 8, p = 0.1"
+        assert page.locator(f"{table} td .aside").first.text_content() == "t\u00a0=\u00a08, p\u00a0=\u00a00.1"
 
 
 def test_the_policy_forbids_what_a_model_could_have_smuggled_in(chromium: Any, pages: dict[str, Path], tmp_path: Path) -> None:

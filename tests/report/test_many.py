@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from stores import PAPER, QUESTIONS, Setting, cell, key, rows, store
 from test_page import Page
 
@@ -659,6 +660,9 @@ def test_markdown_has_the_examples_and_no_model_is_obeyed(tmp_path: Path) -> Non
     assert "www." not in plain
     assert {line[:3].strip() for line in found.splitlines()[1:] if line} <= {">", "> Q", "> -"}
     assert len(found) < 40_000
+    html = MarkdownIt("commonmark", {"html": True}).render(found)
+    assert set(re.findall(r"<(\w+)", html)) == {"blockquote", "p", "ul", "li", "br", "strong"}
+    assert html.count("<blockquote>") == 4
     specs = text[text.index("## Everything each result depends on"):]
     assert '"longest": 64' in specs
     assert "tests against the base model" not in text  # there is one

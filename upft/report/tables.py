@@ -161,7 +161,7 @@ def _row(s: Setting, shape: _Shape, otherwise: Sequence[str]) -> Row:
                "sampled": number(s.cost["sampled"], w.short(s.cost["sampled"])),
                "trained": number(s.cost["trained"], w.short(s.cost["trained"]))}
     whole = s.prefix_len is None
-    length = [] if whole else [f"t = {s.prefix_len}, p = {s.ratio:g}"]
+    length = [] if whole else [_cut(s.prefix_len, s.ratio)]
     apart = f"unlike the paper: {', '.join(paper.LABELS[name] for name in otherwise)}" if otherwise else ""
     name = Cell(s.method, s.method, below="; ".join(part for part in (", ".join(s.knobs), apart) if part),
                 aside=shape.aside(s.model, s.data, *length),
@@ -172,6 +172,11 @@ def _row(s: Setting, shape: _Shape, otherwise: Sequence[str]) -> Row:
                 number(s.prefix_len, str(s.prefix_len)), number(None if whole else s.ratio, f"{s.ratio:g}"),
                 number(s.questions, w.count(s.questions or 0)), number(len(s.seeds), str(len(s.seeds))),
                 *(counted[column.key] for column in shape.counts)))
+
+
+def _cut(length: int | None, ratio: float | None) -> str:
+    """t and p, each on one line."""
+    return f"t\u00a0=\u00a0{length}, p\u00a0=\u00a0{ratio:g}"
 
 
 def _base_row(base: Base, shape: _Shape) -> Row:
@@ -201,7 +206,7 @@ def _paper_row(one: paper.Published, shape: _Shape, asked: Mapping[str, TaskFoun
         return EMPTY if value is None else number(value, shown)
 
     every = set(shape.tasks) == set(one.accuracy)
-    length = [] if one.prefix_len is None else [f"t = {one.prefix_len}, p = {one.ratio:g}"]
+    length = [] if one.prefix_len is None else [_cut(one.prefix_len, one.ratio)]
     return Row((word(one.model), word(one.data) if one.data else EMPTY,
                 Cell(f"{one.method}, as published", one.method, aside=shape.aside(one.model, one.data, *length),
                      data={"": one.method}),
