@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 
 from upft.shapes import Shape
 
 FILE = "ledger.json"
+SPENT = "spent.json"
+SPENT_S = 2.0
+"""How often what an attempt has taken is written. One that is killed loses this much of its time."""
+TAKEN = ("seconds", "device_seconds", "peak_memory_bytes", "peak_device_bytes")
+"""What a stage's clock reads; the rest of a ledger is counted."""
 
 
 @dataclass
@@ -50,13 +58,13 @@ class Ledger:
     flops: float = 0.0
     """Floating-point operations, by formula."""
     seconds: float = 0.0
-    """Wall-clock."""
+    """Wall-clock, of all attempts where a stage was interrupted, with what they lost."""
     device_seconds: float = 0.0
-    """Wall-clock times GPUs held; 0 on a CPU."""
+    """Wall-clock times GPUs held, each attempt with its own; 0 on a CPU."""
     peak_memory_bytes: int = 0
     """Largest resident memory of the process and its children."""
     peak_device_bytes: int = 0
-    """Largest GPU memory allocated."""
+    """Largest GPU memory on one GPU: allocated by PyTorch, or reserved by vLLM."""
 
     def write(self, folder: Path) -> None:
         """Write ledger.json into an artifact."""
@@ -132,16 +140,21 @@ def training_flops(body: int, head: int, layers: int, hidden: int, tokens: int, 
 
 
 class Meter:
-    """Seconds and peak memory of a `with` block.
+    """Seconds and peak memory of a `with` block, and of the attempts at it that ended before their time.
 
-    Resident memory is that of this process and its children, looked at every `every_s` seconds; GPU memory
-    is PyTorch's own peak where PyTorch is loaded and sees a GPU.
+    kept: folder that outlives an attempt; what attempts have taken by now is in its spent.json, written every SPENT_S seconds
+    and at the end, whatever that is. Who waits for another process's attempt must not have entered yet. devices: GPUs held.
+    Resident memory is that of this process and its children, looked at every `every_s` seconds; GPU memory is PyTorch's own
+    peak in this process, on one GPU (a vLLM process is asked for its own, `EnginePool.peak_device_bytes`).
     """
 
-    def __init__(self, every_s: float = 0.05) -> None:
+    def __init__(self, kept: Path | None = None, devices: int = 0, every_s: float = 0.05) -> None:
         self.seconds = 0.0
         self.peak_bytes = 0
         self.peak_device_bytes = 0
+        self._file = None if kept is None else kept / SPENT
+        self._before = Ledger() if self._file is None else _spent(self._file)
+        self._devices = devices
         self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -149,24 +162,27 @@ class Meter:
 
     def __enter__(self) -> Meter:
         self._began = time.perf_counter()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        if cuda := _cuda():
+            for gpu in range(cuda.device_count()):
+                cuda.reset_peak_memory_stats(gpu)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.seconds = time.perf_counter() - self._began
         self._stop.set()
         self._thread.join()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            self.peak_device_bytes = int(torch.cuda.max_memory_allocated())
+        self._read()
+        self._keep()
+
+    def _read(self) -> None:
+        self.seconds = time.perf_counter() - self._began
+        if cuda := _cuda():
+            self.peak_device_bytes = max(int(cuda.max_memory_allocated(gpu)) for gpu in range(cuda.device_count()))
 
     def _watch(self) -> None:
         me = psutil.Process()
         children: list[psutil.Process] = []
-        looked = 0.0
+        looked, kept = 0.0, time.monotonic()
         while True:
             now = time.monotonic()
             if now - looked > 1.0:  # listing children walks /proc, so less often than reading memory
@@ -178,12 +194,51 @@ class Meter:
                 except psutil.Error:
                     continue
             self.peak_bytes = max(self.peak_bytes, total)
+            if self._file is not None and now - kept >= SPENT_S:
+                self._read()
+                self._keep()
+                kept = now
             if self._stop.wait(self._every_s):
                 return
 
-    def fill(self, ledger: Ledger, devices: int = 0) -> None:
-        """Put the readings into a ledger; `devices` is how many GPUs were held."""
-        ledger.seconds = self.seconds
-        ledger.device_seconds = self.seconds * devices
-        ledger.peak_memory_bytes = self.peak_bytes
-        ledger.peak_device_bytes = self.peak_device_bytes
+    def _keep(self) -> None:
+        """Write what all attempts have taken by now: whole or not at all, so that a kill leaves what was written before."""
+        if self._file is None:
+            return
+        spent = self.spent()
+        work = self._file.with_suffix(".partial")
+        with suppress(OSError):  # on a full disk the work itself says so
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with work.open("w", encoding="utf-8") as stream:
+                json.dump({name: getattr(spent, name) for name in TAKEN}, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(work, self._file)
+
+    def spent(self) -> Ledger:
+        """What this attempt and those before it have taken."""
+        return self._before.plus(Ledger(seconds=self.seconds, device_seconds=self.seconds * self._devices,
+                                        peak_memory_bytes=self.peak_bytes, peak_device_bytes=self.peak_device_bytes))
+
+    def fill(self, ledger: Ledger) -> None:
+        """Put the readings into a ledger."""
+        spent = self.spent()
+        for name in TAKEN:
+            setattr(ledger, name, getattr(spent, name))
+
+
+def _spent(file: Path) -> Ledger:
+    """What a file says that earlier attempts have taken; nothing where there is none, or it is no such file."""
+    try:
+        return Ledger(**{name: type(getattr(Ledger(), name))(value) for name, value in json.loads(file.read_text()).items()
+                         if name in TAKEN})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return Ledger()
+
+
+def _cuda() -> Any:
+    """`torch.cuda` where this process uses a GPU; None also where there is one that it does not use: to ask would take memory
+    on it."""
+    cuda = sys.modules.get("torch.cuda")
+    used = getattr(cuda, "is_initialized", None)  # not there while another thread imports it
+    return cuda if used is not None and used() else None

@@ -137,7 +137,7 @@ class ComputeConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     gpu_memory_utilization: float = 0.9
-    """Share of GPU memory vLLM may take."""
+    """Share of GPU memory vLLM reserves, whatever it needs."""
     cpu_kv_cache_gib: int = 2
     """Key-value cache of vLLM's CPU build, GiB."""
     enforce_eager: bool | None = None

@@ -160,7 +160,9 @@ def test_completions_stream_and_a_call_given_up_leaves_no_trace(engine: VllmEngi
     assert next(stream) == whole[0]
     with pytest.raises(EngineError, match="sampling already"):
         engine.generate(requests, endless)
+    assert engine.peak_device_bytes() == 0, "nobody is asked while completions come"
     stream.close()
+    assert engine.peak_device_bytes() == 0, "of a CPU"
     assert list(engine.generate(requests, endless)) == whole
 
 

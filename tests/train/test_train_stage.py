@@ -21,6 +21,7 @@ from upft.prefix import write_rows
 from upft.sampler import EnginePool
 from upft.specs import BuildSpec, ModelSpec, PromptSpec, TrainSpec
 from upft.stages import Host, train
+from upft.store import RESUME
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def stage(model_folder: Callable, make_rows: Callable, tmp_path: Path) -> Callab
 
 def test_artifact(stage: Callable, make_rows: Callable, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     out, rows = stage("one"), make_rows(20)
-    assert sorted(p.name for p in out.iterdir()) == ["ledger.json", "metrics.jsonl", "model", "train.json"]
+    assert sorted(p.name for p in out.iterdir() if p.name != RESUME) == ["ledger.json", "metrics.jsonl", "model", "train.json"]
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(1, 10))  # 20 rows, 8 a step, 3 epochs
     assert set(metrics[0]) == {"step", "loss", "lr", "grad_norm", "rows", "supervised_tokens", "tokens", "padding_tokens",
@@ -97,7 +98,7 @@ def test_wandb_run_is_named_by_the_key_and_stays_out_of_the_artifact(
         stage: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "mirror"))
     out = stage("0a1b2c", TrackerConfig(kind=TrackerKind.wandb))
-    assert sorted(p.name for p in out.iterdir()) == ["ledger.json", "metrics.jsonl", "model", "train.json"]
+    assert sorted(p.name for p in out.iterdir() if p.name != RESUME) == ["ledger.json", "metrics.jsonl", "model", "train.json"]
     assert [p.name for p in (tmp_path / "mirror" / "wandb").glob("offline-run-*/*.wandb")] == ["run-0a1b2c.wandb"]
 
 

@@ -6,8 +6,10 @@ as ids and never sees a question, an answer or a reward. Importing it loads neit
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -97,6 +99,10 @@ class Engine(Protocol):
         EngineError where a prompt leaves no room for a token, and where the engine runs out of memory or dies.
         """
 
+    def peak_device_bytes(self) -> int:
+        """Most memory that processes of its own have held on one GPU since it was opened; 0 where they held none, or it cannot
+        be told. Between two calls."""
+
     def close(self) -> None:
         """Give back memory and processes; a second call does nothing."""
 
@@ -131,6 +137,10 @@ class Later:
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Engine`."""
         return self._open().generate(requests, sampling)
+
+    def peak_device_bytes(self) -> int:
+        """See `Engine`; the pool knows whether there is one to ask."""
+        return 0
 
     def close(self) -> None:
         """Nothing: the engine belongs to its pool."""
@@ -175,17 +185,26 @@ class EnginePool:
         self._compute = compute
         self._key: tuple[c.Engine, Path | HubRef, c.Dtype, bool, Path | None] | None = None
         self._engine: Engine | None = None
+        self._asked = False
 
     def get(self, kind: c.Engine, source: Path | HubRef, dtype: c.Dtype,
             trust_remote_code: bool = False, adapter: Path | None = None) -> Engine:
         """The engine for this model and adapter; another one is closed first. Raises what `open_engine` raises."""
+        self._asked = True
         key = (resolve_engine(kind, "engine"), source, dtype, trust_remote_code, adapter)
         if self._engine is not None and self._key == key and self._engine.alive:
             return self._engine
         self.close()
+        _give_back()
         self._engine = open_engine(key[0], source, dtype, self._compute, trust_remote_code, adapter)
         self._key = key
         return self._engine
+
+    def peak_device_bytes(self) -> int:
+        """Most memory on one GPU that the open engine has held outside this process, where it was asked for since the last call
+        of this; else 0. What a stage's clock (`ledger.Meter`) does not see."""
+        asked, self._asked = self._asked, False
+        return self._engine.peak_device_bytes() if asked and self._engine is not None else 0
 
     def later(self, told: Mapping[str, Any] | None, kind: c.Engine, source: Path | HubRef, dtype: c.Dtype,
               trust_remote_code: bool = False, adapter: Path | None = None) -> Later:
@@ -204,6 +223,15 @@ class EnginePool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def _give_back() -> None:
+    """Free the GPU memory that stages before have left in this process's cache: a model that trained, scored or was compared
+    here is gone, but PyTorch keeps what it held, and an engine in another process would find too little."""
+    gc.collect()  # models hold themselves in cycles
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def request_seed(question_id: str, index: int, run_seed: int) -> int:

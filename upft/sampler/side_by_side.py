@@ -104,6 +104,10 @@ class SideBySide:
             for thread in threads:
                 thread.join()
 
+    def peak_device_bytes(self) -> int:
+        """See `upft.sampler.Engine`."""
+        return max(engine.peak_device_bytes() for engine in self._engines)
+
     def close(self) -> None:
         """Close all of them."""
         for engine in self._engines:

@@ -111,6 +111,10 @@ class TransformersEngine:
         finally:
             model.train(training)
 
+    def peak_device_bytes(self) -> int:
+        """See `upft.sampler.Engine`: it has no process but this one."""
+        return 0
+
     def close(self) -> None:
         """Drop the model and give GPU memory back."""
         if self._model is not None:

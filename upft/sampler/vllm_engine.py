@@ -134,7 +134,7 @@ class VllmEngine:
                 if not names:
                     continue
                 message = self._receive()
-                if message["run"] != run:  # of a call that was given up
+                if message.get("run") != run:  # of a call that was given up
                     continue
                 credit += message["took"]
                 for number, ids, reason, cached, scores in message["done"]:
@@ -144,6 +144,18 @@ class VllmEngine:
             if (more or names) and self._end.alive:
                 with suppress(Closed):
                     self._wire.send({"op": "cancel", "run": run})
+
+    def peak_device_bytes(self) -> int:
+        """See `upft.sampler.Engine`. vLLM takes compute.gpu_memory_utilization of a GPU whatever it needs."""
+        if self._busy or not self.alive:
+            return 0
+        with suppress(EngineError):  # it has died since: what it has drawn counts all the same
+            self._send({"op": "peak"})
+            while True:
+                message = self._receive()
+                if "peak" in message:  # others are of a call that was given up
+                    return int(message["peak"])
+        return 0
 
     def close(self) -> None:
         """End the process and everything it started; asks first, then kills."""

@@ -34,6 +34,7 @@ class _Worker:
         self._cancelled = 0
         self._engine: Any = None
         self._adapter: Any = None
+        self._cpu = True
         # Before vLLM is imported, which takes seconds: the parent may die during them.
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -68,6 +69,8 @@ class _Worker:
                     self._wire.send({"ready": self._open(message)})
                 elif message["op"] == "generate":
                     self._generate(message)
+                elif message["op"] == "peak":
+                    self._wire.send({"peak": self._peak()})
                 elif message["op"] == "close":
                     self._close()
                     return
@@ -91,7 +94,7 @@ class _Worker:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        cpu = current_platform.is_cpu()
+        self._cpu = cpu = current_platform.is_cpu()
         if m["accelerator"] == ("gpu" if cpu else "cpu"):
             raise _Refused("engine", f"compute.accelerator={m['accelerator']}, but the vLLM installed here is"
                            f" a {'CPU' if cpu else 'GPU'} build",
@@ -189,9 +192,28 @@ class _Worker:
                 self._wire.send({"run": run, "done": done, "took": took})
                 took = 0
 
+    def _peak(self) -> int:
+        """Most memory that has been reserved on one GPU, bytes; 0 on a CPU, and where it cannot be told."""
+        if self._engine is None or self._cpu:
+            return 0
+        try:
+            return max(self._engine.collective_rpc(_reserved))  # a GPU of several has a process of its own
+        except Exception:  # a figure for the ledger must not cost the engine
+            import traceback
+
+            traceback.print_exc()
+            return 0
+
     def _close(self) -> None:
         if self._engine is not None:
             self._engine.engine_core.shutdown()
+
+
+def _reserved(worker: Any) -> int:
+    """Where vLLM computes: most memory that PyTorch has held on this GPU, weights, key-value cache and all, bytes."""
+    import torch
+
+    return int(torch.cuda.max_memory_reserved())
 
 
 def _finished(out: Any) -> tuple[int, list[int], str, int, list[float] | None]:

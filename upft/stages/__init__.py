@@ -20,6 +20,7 @@ from upft.rollouts import Elsewhere
 from upft.sampler import EnginePool
 from upft.shards import Share
 from upft.specs import BranchSpec, EvaluateSpec, SampleSpec
+from upft.store import RESUME
 from upft.wandb_run import Card
 
 
@@ -52,14 +53,18 @@ class Host:
 
         return self.compute.devices if torch.cuda.is_available() else 0
 
-
     def elsewhere(self, spec: SampleSpec | EvaluateSpec | BranchSpec, inputs: Mapping[str, Path]) -> Elsewhere:
         """Where completions may lie that the stage need not draw."""
         return Elsewhere(self.shards, self.relatives(spec, inputs))
 
+    def meter(self, out: Path) -> Meter:
+        """The clock of a stage that goes on after an interruption."""
+        return Meter(out / RESUME, self.gpus)
+
     def settle(self, cost: Ledger, meter: Meter, out: Path) -> None:
-        """Write the ledger of a stage that can be cut: what its shards took is its own."""
-        meter.fill(cost, self.gpus)
+        """Write the ledger of such a stage: what its engine held and what its shards took is its own."""
+        meter.fill(cost)
+        cost.peak_device_bytes = max(cost.peak_device_bytes, self.engines.peak_device_bytes())
         if self.share is None:
             for paid in map(Ledger.read, self.shards):
                 cost.seconds += paid.seconds

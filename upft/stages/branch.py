@@ -36,8 +36,8 @@ def run(spec: BranchSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     source, adapter = models.trained_as(models.resolve(spec.model.source), inputs.get("model"))
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     cost, rescue = ledger.Ledger(), rollouts.Rescue()
-    with ledger.Meter() as meter:
-        prefixes = _Prefixes(out, json.loads((inputs["samples"] / FILE).read_text())["context"])
+    with host.meter(out) as meter:
+        prefixes = _Prefixes(out, json.loads((inputs["samples"] / FILE).read_text(encoding="utf-8"))["context"])
         sampled = traces.read(inputs["samples"], inputs.get("grades"))
         for question in sampled if host.share is None else host.share.of(sampled):
             for trace in chosen(question.traces, spec):

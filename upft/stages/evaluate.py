@@ -41,7 +41,7 @@ def run(spec: EvaluateSpec, inputs: Mapping[str, Path], out: Path, host: Host) -
     sampling = resolve_sampling(spec.sampling, source, tokenizer)
     evaluation.check_sampling(spec, sampling)
     elsewhere, rescue, cost = host.elsewhere(spec, inputs), rollouts.Rescue(), ledger.Ledger()
-    with ledger.Meter() as meter:
+    with host.meter(out) as meter:
         engine = host.engines.later(told(elsewhere, answers.SCORES), spec.sampling.engine, source, spec.sampling.dtype,
                                     spec.model.trust_remote_code, adapter)
         prompts = evaluation.prompts(spec, asked_for, Prompter(tokenizer, spec.prompt), engine.context)

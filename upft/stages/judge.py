@@ -25,7 +25,7 @@ def run(spec: JudgeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     source, tokenizer, prompter = judging.opened(spec)
     sampling = resolve_sampling(SamplingSpec(spec.engine, spec.dtype, 0.0, 1.0, 0, 0), source, tokenizer)
     cost, replies = ledger.Ledger(), {}
-    with ledger.Meter() as meter:
+    with host.meter(out) as meter:
         rows = answers.read(inputs["answers"])
         shape = shapes.read_shape(source)
         engine = host.engines.later(None if shape is None else {"engine": spec.engine.name, "per_request_seed": True,
@@ -44,8 +44,7 @@ def run(spec: JudgeSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
               "why_not": {why: list(refused.values()).count(why) for why in sorted(set(map(str, refused.values())))}}
     answers.write(out, _rows(spec, inputs["answers"], replies, refused), {**about, "judge": counts})
     (out / "judge.json").write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
-    meter.fill(cost, host.gpus)
-    cost.write(out)
+    host.settle(cost, meter, out)
 
 
 def _rows(spec: JudgeSpec, folder: Path, replies: Mapping[str, str],

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def run(spec: KlSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Compare the two models on every trace. Raises DataError where there is none."""
     host.engines.close()  # an engine holds the memory that the models need
-    with ledger.Meter() as meter:
+    with host.meter(out) as meter:
         sampled = traces.read(inputs["samples"])
         compared = [divergence.Trace(question.id, trace.index, prefix.trace_row(question.id, question.prompt_ids, trace.ids))
                     for question in (sampled if host.share is None else host.share.of(sampled))

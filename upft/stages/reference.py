@@ -21,14 +21,12 @@ def run(spec: ReferenceSpec, inputs: Mapping[str, Path], out: Path, host: Host) 
     host.engines.close()  # an engine holds the memory that the model needs
     source = models.resolve(spec.model.source)
     dtype = fit.weights_dtype(spec, spec.frozen)
-    with ledger.Meter() as meter:
+    with host.meter(out) as meter:
         rows = prefix.read_rows(inputs["rows"] / prefix.FILE)
         scored = scoring.score(lambda: models.load_model(source, dtype, spec.model.trust_remote_code), rows, spec.precision,
                                host.compute, out / RESUME, host.console, "reference")
         scoring.write(out, scored.logprobs)
-    cost = ledger.Ledger(scored_tokens=scored.tokens, flops=scored.flops)
-    meter.fill(cost, host.gpus)
-    cost.write(out)
+    host.settle(ledger.Ledger(scored_tokens=scored.tokens, flops=scored.flops), meter, out)
     (out / "reference.json").write_text(json.dumps({
         "rows": len(rows),
         "mean_logprob": float(scored.logprobs.mean()),

@@ -39,7 +39,7 @@ def run(spec: SampleSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     source, adapter = models.trained_as(models.resolve(spec.model.source), inputs.get("model"))
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     cost, rescue, found = ledger.Ledger(), rollouts.Rescue(), Found()
-    with ledger.Meter() as meter:
+    with host.meter(out) as meter:
         # May refuse a question: before the engine starts.
         asked_for = _Questions.written(spec, out / "questions.jsonl", Prompter(tokenizer, spec.prompt), host.share)
         elsewhere = host.elsewhere(spec, inputs)

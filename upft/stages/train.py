@@ -60,8 +60,9 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
     host.engines.close()  # an engine holds the memory that training needs
     fit.pick_device(host.compute.accelerator)
     world = ranks.here(host.compute)
-    with ledger.Meter() as meter:
-        if world is None or world.first:
+    held, first = host.gpus * host.compute.nodes, world is None or world.first
+    with ledger.Meter(out / RESUME if first else None, held) as meter:
+        if first:
             _tidy(out)
         found = checkpoint.latest(out / RESUME, 0 if world is None else world.rank, host.console.warn)
         if found is not None:
@@ -74,13 +75,15 @@ def run(spec: TrainSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> N
             count = ranks.planned(host.compute)
             threads = host.compute.threads or max(1, (os.cpu_count() or 1) // count)
             ranks.launch(work, (replace(job, compute=replace(host.compute, threads=threads)),), count)
-    if world is not None and not world.first:
+    if not first:
         return
     book = ledger.Ledger.read(out)
-    meter.fill(book, host.gpus * host.compute.nodes)
+    meter.fill(book)
     told = json.loads((out / "train.json").read_text(encoding="utf-8"))
     book.peak_device_bytes = max(book.peak_device_bytes, told.pop("peak_device_bytes"))
-    book.seconds = max(book.seconds, told["seconds"])  # an interrupted training has taken more than its last part
+    unseen = max(0.0, told["seconds"] - book.seconds)  # of attempts that kept checkpoints, but no time (older versions)
+    book.seconds += unseen
+    book.device_seconds += unseen * held
     book.write(out)
     (out / "train.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     for folder in (MODEL, ADAPTER):

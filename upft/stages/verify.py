@@ -37,7 +37,7 @@ class Candidate:
 def run(spec: VerifySpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
     """Score every answer and keep the best of each question."""
     host.engines.close()  # an engine holds the memory that the verifier needs
-    with ledger.Meter() as meter:
+    with host.meter(out) as meter:
         candidates = read(inputs["answers"] / "answers.jsonl")
         rows = [c.row for c in candidates]
 
@@ -53,9 +53,7 @@ def run(spec: VerifySpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
             tokens, flops = tokens + base.tokens, flops + base.flops
         scores = rank(spec.score, logprobs, np.array([row.supervised for row in rows]), None if base is None else base.logprobs)
         best = choose([c.told["id"] for c in candidates], scores)
-    cost = ledger.Ledger(scored_tokens=tokens, flops=flops)
-    meter.fill(cost, host.gpus)
-    cost.write(out)
+    host.settle(ledger.Ledger(scored_tokens=tokens, flops=flops), meter, out)
     with (out / "candidates.jsonl").open("w", encoding="utf-8") as stream:
         for candidate, logprob, score in zip(candidates, logprobs.tolist(), scores.tolist(), strict=True):
             told = candidate.told
