@@ -1,6 +1,6 @@
 """Typed values as JSON and back: a stage of a plan, on its way to the process that runs it elsewhere.
 
-Floor 2, beside the plan: no torch. Nothing is composed or hashed again there, and nothing is pickled: the dataclasses say
+Floor 2, beside the plan: no torch. Nothing is composed again there, and nothing is pickled: the dataclasses say
 what each value is, and a stage that is not the one its key names is refused.
 """
 
