@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,3 +96,16 @@ def test_two_nodes_and_two_tasks_train_as_one(desk: Desk, tmp_path: Path):
             moved = (value - base[tensor]).norm()
             assert moved > 0
             assert (trained[name][tensor] - value).norm() < 1e-4 * moved, (name, tensor)
+
+
+def test_a_batch_script_that_asked_for_tasks_is_none_of_them(desk: Desk, tmp_path: Path):
+    """It would wait for the others, which only srun starts."""
+    says = f"{sys.executable} -c 'from upft import slurm; print(slurm.task())'"
+    script, out = tmp_path / "script", tmp_path / "out"
+    script.write_text(f"#!/bin/sh\nenv | grep NTASKS\n{says}\nsrun {says}\necho over\n")
+    done = subprocess.run(["sbatch", "--ntasks=2", "--mem=200", f"--output={out}", str(script)], env=desk.environment,
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    desk.until(lambda: out.is_file() and "over" in out.read_text(), 100, "the script did not end")
+    wanted, alone, *ranks, _ = out.read_text().splitlines()
+    assert (wanted, alone, sorted(ranks)) == ("SLURM_NTASKS=2", "None", ["(0, 2)", "(1, 2)"])

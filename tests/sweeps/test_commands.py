@@ -156,7 +156,7 @@ def test_a_cell_that_has_its_report_needs_nothing(shared):
 
 
 @pytest.mark.parametrize(("scontrol", "what"), [
-    (None, "there is no scontrol on this machine"), ("sleep 60", "scontrol has not answered for 0.2 s"),
+    (None, "there is no scontrol on this machine"), ("exec sleep 60", "scontrol has not answered for 0.2 s"),
     ("echo error: denied", "scontrol refused the jobs' dependencies: error: denied"),
 ])
 def test_a_scontrol_that_does_not_do_it_is_told(scontrol, what, tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_a_scontrol_that_does_not_do_it_is_told(scontrol, what, tmp_path, monkey
         (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{scontrol}\n")
         (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if scontrol is not None else str(tmp_path))
-    monkeypatch.setattr(slurm, "MANY_S", 0.2 if scontrol == "sleep 60" else 20)
+    monkeypatch.setattr(slurm, "MANY_S", 0.2 if scontrol == "exec sleep 60" else 20)
     with pytest.raises(SlurmError) as error:
         slurm.depend({"2": ["1"]}, {}, ["2"])
     assert what in error.value.what
