@@ -376,8 +376,8 @@ def test_names_of_artifacts_say_which_content_and_are_ones_that_wandb_takes(pars
 
 def test_an_adapter_is_used_with_the_weights_that_it_stands_on(parse: Any, tmp_path: Path) -> None:
     small = ("sample.engine=transformers", "eval.engine=transformers")
-    for lora in (True, False):
-        cell = plan(parse(*small, *(["train=lora"] if lora else [])))
+    for lora, overrides in ((True, ["train=lora"]), (False, ["train=lora", "train.lora.merge=true"]), (False, [])):
+        cell = plan(parse(*small, *overrides))
         trained = next(stage for stage in cell.named("evaluate") if stage.inputs)
         kinds = [bundle.kind for bundle in lineage.origins(trained, Store(tmp_path))]
         assert kinds == (["model", "dataset"] if lora else ["dataset"])
