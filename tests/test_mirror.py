@@ -376,8 +376,8 @@ def test_names_of_artifacts_say_which_content_and_are_ones_that_wandb_takes(pars
 
 def test_an_adapter_is_used_with_the_weights_that_it_stands_on(parse: Any, tmp_path: Path) -> None:
     small = ("sample.engine=transformers", "eval.engine=transformers")
-    for lora in (True, False):
-        cell = plan(parse(*small, *(["train=lora"] if lora else [])))
+    for lora, overrides in ((True, ["train=lora"]), (False, ["train=lora", "train.lora.merge=true"]), (False, [])):
+        cell = plan(parse(*small, *overrides))
         trained = next(stage for stage in cell.named("evaluate") if stage.inputs)
         kinds = [bundle.kind for bundle in lineage.origins(trained, Store(tmp_path))]
         assert kinds == (["model", "dataset"] if lora else ["dataset"])
@@ -457,14 +457,31 @@ def test_tables_show_samples_as_they_are(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wandb_sync_takes_every_run(sweep: Path) -> None:
-    """The command of docs/tracking.md, without its upload."""
-    out = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run", "--verbose",
-                          *map(str, sweep.parent.glob("wandb/offline-run-*"))],
-                         capture_output=True, text=True, timeout=120, env={**os.environ, "WANDB_API_KEY": KEY})
+def test_wandb_sync_delivers_every_run_whole(sweep: Path, tmp_path: Path) -> None:
+    """The commands of docs/tracking.md, to a server of our own. The sweep's folder stays as it is."""
+    there = re.search(r"```\n(wandb sync --dry-run.*?)```", (ROOT / "docs" / "tracking.md").read_text(), re.DOTALL)
+    assert there is not None
+    shutil.copytree(sweep.parent / "wandb", tmp_path / "wandb")
+    files = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    with serving() as server:
+        out = subprocess.run(["bash", "-euo", "pipefail", "-c", there.group(1)], capture_output=True, text=True, timeout=300,
+                             cwd=tmp_path, env={**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url,
+                                                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
     assert out.returncode == 0, out.stderr
-    files = list(sweep.parent.glob("wandb/offline-run-*/*.wandb"))
-    assert sum(file.name in out.stdout + out.stderr for file in files) == len(files)
+    listed = (out.stdout + out.stderr).partition("Finished syncing")[0]
+    assert all(file.name in listed for file in files), "the dry run names them all"
+    for told in {told.run.run_id: told for told in runs(sweep.parent)}.values():  # of each the last
+        run = server.runs[told.run.run_id]
+        assert (run.starts, run.exits, run.told["displayName"]) == (1, [0], told.run.display_name)
+        assert sorted(run.used) == sorted(n for n, a in told.artifacts.items() if a.use_after_commit)
+        assert sorted(run.made) == sorted(n for n, a in told.artifacts.items() if not a.use_after_commit)
+        numbers = {name: value for name, value in told.summary.items() if not name.startswith(("_", "samples/", "cells/"))}
+        assert numbers
+        assert {name: run.summary[name] for name in numbers} == numbers
+        if told.run.job_type == "train":
+            lines = (sweep / "train" / told.run.run_id / "metrics.jsonl").read_text().splitlines()
+            assert run.steps == [json.loads(line)["step"] for line in lines]
+    assert all(list(one.versions.values()) == [True] for one in server.artifacts.values())
 
 
 @pytest.mark.slow

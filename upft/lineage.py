@@ -145,11 +145,13 @@ def card(stage: Stage, store: Store, inputs: Mapping[str, str]) -> Card:
 
 def origins(stage: Stage, store: Store) -> list[Bundle]:
     """The published or local model whose weights a stage reads, and the question set, as artifacts: known by content, by a
-    reference alone. A trained model comes with the training upstream, unless that is an adapter on the base model's weights."""
+    reference alone. A trained model comes with the training upstream, unless that is an adapter on the base model's weights (a
+    training goes on from the adapter, also of a merged one)."""
     spec, found = stage.spec, []
     if isinstance(spec, (SampleSpec, EvaluateSpec, BranchSpec, TrainSpec, VerifySpec)):
         before = stage.inputs.get("verifier" if isinstance(spec, VerifySpec) else "model")
-        if before is None or getattr(before.spec, "lora", None) is not None:
+        adapter = None if before is None else getattr(before.spec, "lora", None)
+        if before is None or (adapter is not None and (not adapter.merge or isinstance(spec, TrainSpec))):
             found.append(_bundle("model", spec.model.source, store))
     elif isinstance(spec, (KlSpec, ReferenceSpec, JudgeSpec)):
         found.append(_bundle("model", spec.model.source, store))
