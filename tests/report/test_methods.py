@@ -85,7 +85,8 @@ def test_what_a_cell_is_charged(tmp_path: Path) -> None:
     ({"sampled_tokens": 100, "reused_tokens": 20}, {}, 1.25),  # measured on four fifths
     ({"sampled_tokens": 100, "reused_tokens": 51}, {}, None),
     ({"sampled_tokens": 100, "reused_tokens": 100}, {}, None),
-    ({"sampled_tokens": 100}, {"prefix_requests": 8, "trace_requests": 2, "reused_after_interruption": 6}, 1.0),  # of all attempts
+    # a ledger is of all attempts
+    ({"sampled_tokens": 100}, {"prefix_requests": 8, "trace_requests": 2, "reused_after_interruption": 6}, 1.0),
 ])
 def test_sampling_time_is_that_of_the_tokens_needed(book: dict, told: dict, share: float | None, tmp_path: Path) -> None:
     inputs = making(tmp_path)
