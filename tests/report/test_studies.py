@@ -184,9 +184,9 @@ def test_a_count_that_all_questions_share_has_no_interval() -> None:
              "traces_a_prefix": band(25, 16), "agreement": band(0.4, 0.2), "alike": [True, False]}
     told = {"questions": 30, "traces": 100, "groups": [group]}
     [section] = analyses.sections({"consistency": told}, "UPFT")
-    assert "The first token takes 4.0 (every question) different values" in section.text[0]
+    assert "The first token takes 4.0 (in every question) different values" in section.text[0]
     assert "6.0 [1.5, 24.0] different prefixes" in section.text[0]
     [table] = section.tables
-    assert [row.cells[3].interval for row in table.rows] == ["every question", "[1.5, 24.0]"]
+    assert [row.cells[3].interval for row in table.rows] == ["in every question", "[1.5, 24.0]"]
     assert table.rows[0].cells[3].data == {"": 4, "low": 1, "high": 16}
     assert [row.cells[5].interval for row in table.rows] == ["[10.0, 160.0]", "[5.0, 80.0]"], "pairs that agree are no count"

@@ -17,7 +17,7 @@ LABELS = {"consistency": "prefix self-consistency", "errors": "where errors begi
           "kl": "where training acts"}
 FEW = 10
 """Questions of a group that are too few for a band."""
-ALIKE = "every question"
+ALIKE = "in every question"
 """Said of a count that all questions share."""
 STILL = "no question moved"
 EXACT = "float32"
