@@ -196,14 +196,14 @@ def test_machine_leaf_changes_no_key(key, kind, bases, cells, parse):
 
 @pytest.mark.parametrize("group", ["sample", "eval"])
 def test_engine_changes_a_key(group, bases, parse, monkeypatch):
-    monkeypatch.setattr("upft.plan.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("upft.origins.importlib.util.find_spec", lambda name: object())
     base = bases["generated"]
     assert keys(parse(*base, f"{group}.engine=vllm")) != keys(parse(*base, f"{group}.engine=transformers"))
     assert keys(parse(*base, f"{group}.engine=vllm")) == keys(parse(*base, f"{group}.engine=auto"))
 
 
 def test_engine_auto_without_vllm_and_vllm_refused(bases, parse, monkeypatch):
-    monkeypatch.setattr("upft.plan.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("upft.origins.importlib.util.find_spec", lambda name: None)
     base = bases["generated"]
     assert keys(parse(*base, "sample.engine=auto")) == keys(parse(*base))
     with pytest.raises(Exception, match=r"sample\.engine=vllm"):

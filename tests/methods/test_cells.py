@@ -147,6 +147,24 @@ def test_the_report_on_all_cells_says_what_each_says(found: dict[str, dict], sto
                 found[name]["comparison"][key] / found["RFT"]["comparison"][key])
 
 
+def test_time_to_sample_is_the_methods_own(found: dict[str, dict], store: Path) -> None:
+    """Of the one sampling: all of it for the methods that need it all, for the others by the tokens they need."""
+    book = Ledger.read(only(store, "sample"))
+    for name, one in found.items():
+        told = one["comparison"]
+        assert told["sampling_share"] == pytest.approx(told["sampled"] / book.sampled_tokens)
+        assert told["sampling_seconds"] == pytest.approx(book.seconds * told["sampling_share"])
+        assert (told["sampling_share"] == 1) == (name not in ("UPFT", "SFT"))
+
+
+def test_traces_for_others_to_choose_from_are_not_upfts(found: dict[str, dict], store: Path) -> None:
+    """method.n=6 for all, as a sweep over methods sets it: UPFT and SFT still need one trace a question, and train on it."""
+    cell(store, "method=upft,sft", "method.n=6")
+    again = by_method(store)
+    for name in ("UPFT", "SFT"):
+        assert again[name]["comparison"] == found[name]["comparison"]
+
+
 def test_a_method_alone_takes_over_and_draws_nothing(found: dict[str, dict], store: Path) -> None:
     """Without the shared key: UPFT's own sampling of prefixes, all of them beginnings of traces that are there."""
     result, said = cell(store, "method=upft", "sample.n=1", "sample.trace_ratio=null")

@@ -64,6 +64,17 @@ def test_each_method_samples_what_it_needs_alone(cell: Callable) -> None:
     assert cell("method=rft", "method.n=4").named("sample")[0].spec.n == 4
 
 
+def test_traces_that_nobody_chooses_from_change_no_rows(cell: Callable) -> None:
+    """method.n=4 for UPFT and SFT, as in sweeps/tiny_analyses.yaml for RFT's sake: the rows are those of the first trace."""
+    shared = ["sample.n=4", "sample.trace_ratio=1"]
+    for method in ("method=upft", "method=sft"):
+        assert cell(method, *shared, "method.n=4").named("build")[0].key == cell(method, *shared).named("build")[0].key
+    capped = cell("method=upft", *shared, "method.n=4", "method.cap=2").named("build")[0].spec
+    assert (capped.traces, capped.cap) == (2, 2)
+    assert cell("method=upft", *shared, "method.n=4", "method.cap=null").named("build")[0].spec.traces == 4
+    assert cell("method=rft", *shared, "method.n=4").named("build")[0].spec.traces == 4
+
+
 def test_the_supervised_methods_share_sampling_grades_and_generator(cell: Callable) -> None:
     rft, vstar, filtered = cell("method=rft"), cell("method=vstar"), cell("method=upft", "method.label_filter=true")
     for name in ("sample", "diagnose", "grade"):

@@ -170,6 +170,18 @@ def test_upft_of_whole_traces_counts_the_prefixes_it_would_have_sampled(sampled:
     assert lost == everything - 3 - trace, "of the sampling at hand all else is in no row"
 
 
+@pytest.mark.parametrize(("cap", "needed"), [(1, 1), (2, 2), (None, 3)])
+def test_traces_that_no_row_may_come_from_are_not_charged(cap: int | None, needed: int, sampled: Callable, run: Callable,
+                                                          questions: Callable, tokenizer: Any, tmp_path: Path) -> None:
+    """Three traces to choose from and no verdict: the first `cap` are the method's, whatever `traces` says."""
+    short, whole = questions(False, 1)[0], questions(True, 1)[0]
+    run(build, replace(PREFIX, traces=3, cap=cap), {"samples": sampled({short: [WRONG, A, B], whole: [B, A, WRONG]})}, "rows")
+    told = json.loads((tmp_path / "rows" / "rows.json").read_text())
+    sizes = [len(tokenizer(t, add_special_tokens=False)["input_ids"]) + 1 for t in (B, A, WRONG)]
+    assert told["alone"]["sampled_tokens"] == 3 * needed + sum(sizes[:needed])
+    assert (told["prefix_rows"], told["trace_rows"]) == (needed, needed)
+
+
 def test_no_right_trace_at_all_is_an_error_with_counts(graded: Callable, run: Callable, questions: Callable) -> None:
     one, two = questions(True, 2)
     inputs = graded({one: [WRONG, NOTHING], two: [WRONG]})

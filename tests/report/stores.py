@@ -40,6 +40,10 @@ class Setting:
     model: str = "qwen_math"
     data: str = "prm12k"
     tasks: tuple[str, ...] = ("gsm8k", "math500", "aime24", "gpqa")
+    shared: bool = False
+    """Whether its sampling is that of 16 whole traces a question, which all methods share."""
+    taken: float = 0.0
+    """Share of its sampled tokens that other samplings had paid for."""
     looked: bool = field(default=False, repr=False)
     """Whether it was asked for all analyses."""
 
@@ -90,9 +94,11 @@ def cell(root: Path, s: Setting, finished: str = "2026-03-01T10:04:05Z") -> Path
         return folder
 
     sampled = 16 * 12_000 * 300 if s.method == "rft" or "filter" in s.label else 12_000 * (300 if whole else length)
-    put("sample", "samples", key("sample", s.method, s.prefix_len, s.label, s.seed), {"samples.json": {
+    drawn = 16 * 12_000 * 300 if s.shared else sampled
+    put("sample", "samples", key("sample", s.seed, *(() if s.shared else (s.method, s.prefix_len, s.label))), {"samples.json": {
         "questions": 12_000, "duplicates": 0, "too_long": 0, "prefix_requests": 10, "trace_requests": 10}},
-        Ledger(prompt_tokens=900_000, sampled_tokens=sampled, flops=sampled * 1e10, seconds=900, device_seconds=1800,
+        Ledger(prompt_tokens=900_000, sampled_tokens=drawn, flops=drawn * 1e10, seconds=900, device_seconds=1800,
+               reused_tokens=int(s.taken * drawn),
                peak_memory_bytes=2**30, peak_device_bytes=40 * 2**30),
         {"n": 1, "sampling": {"temperature": 0.6, "seed": s.seed}})
     put("diagnose", "diagnosis", key("diagnosis", s.seed), {"diagnosis.json": diagnose(1, 10)}, Ledger(seconds=1),

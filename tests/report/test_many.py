@@ -98,6 +98,66 @@ def test_costs_and_their_shares(told: dict[str, Any]) -> None:
     flops = [s["cost"]["sampled"] * 1e10 + s["cost"]["trained_with_prompts"] * 4e10 for s in (one, rft)]
     assert one["shares"]["RFT"]["flops"] == pytest.approx(flops[0] / flops[1])
     assert one["cost"]["peak_device_bytes"] == 60 * 2**30
+    assert all(s["estimated"] == [] for s in told["settings"]), "each has sampled for itself"
+
+
+def test_a_shared_sampling_is_charged_by_the_tokens_needed(tmp_path: Path) -> None:
+    """Of one sampling 900 s and 0.5 GPU-hours are RFT's; SFT needs a sixteenth of the tokens, UPFT 8 of 4,800."""
+    every = [replace(Setting(method, label, length, ratio), tasks=("gsm8k",), shared=True) for method, label, length, ratio in (
+        ("rft", "RFT", None, 1.0), ("sft", "SFT", None, 1.0), ("upft", "UPFT", 8, 0.1))]
+    page = dossier.write(store(tmp_path / "store", every), tmp_path / "out").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "store" / "sample").iterdir())) == 1
+    told = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    jsonschema.validate(told, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    found = {s["method"]: s for s in told["settings"]}
+    for method, need, training in (("RFT", 1, 720), ("SFT", 1 / 16, 720), ("UPFT", 8 / 4800, 136)):
+        cost = found[method]["cost"]
+        assert cost["sampling_seconds"] == pytest.approx(900 * need)
+        assert cost["gpu_hours"] == pytest.approx((1800 * need + training) / 3600)
+        assert cost["peak_memory_bytes"] == 2**31, "of what ran"
+        assert found[method]["estimated"] == ([] if method == "RFT" else ["gpu_hours", "sampling_seconds"])
+    assert found["UPFT"]["shares"]["RFT"]["sampling_seconds"] == pytest.approx(found["UPFT"]["shares"]["RFT"]["sampled"])
+    assert found["UPFT"]["shares"]["RFT"]["gpu_hours"] == pytest.approx((3 + 136) / (1800 + 720))
+    rows_ = {row["setting"].partition(",")[0]: row for row in table(tmp_path, "cost")}
+    assert [rows_[name]["gpu_hours_estimated"] for name in ("RFT", "SFT", "UPFT")] == ["", "yes", "yes"]
+    for shown in ("15 min 00 s", "≈ 56.2 s", "≈ 1.5 s", "0.700", "≈ 0.231", "≈ 0.0386", "≈ 5.5%", "under whatever load it had"):
+        assert shown in page, shown
+    assert "$\\approx$ 0.231" in (tmp_path / "out" / "tables" / "cost.tex").read_text()
+
+
+def test_a_cell_that_drew_nothing_is_not_charged_next_to_nothing(tmp_path: Path) -> None:
+    """What its samples took is in no ledger of its own: not known, and no share of it either."""
+    rft, upft = Setting("rft", "RFT", None, 1.0, tasks=("gsm8k",)), Setting(tasks=("gsm8k",), taken=1.0)
+    page = dossier.write(store(tmp_path / "store", [rft, upft]), tmp_path / "out").read_text(encoding="utf-8")
+    told = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    jsonschema.validate(told, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    one, other = sorted(told["settings"], key=lambda s: s["method"])
+    assert (one["method"], one["cost"]["gpu_hours"]) == ("RFT", 0.7)
+    assert (other["cost"]["sampling_seconds"], other["cost"]["gpu_hours"]) == (None, None)
+    assert other["cost"]["training_seconds"] == 71
+    assert not {"sampling_seconds", "gpu_hours"} & set(other["shares"]["RFT"])
+    assert "A dash: the samples were taken over from other samplings" in page
+
+
+def test_ratios_are_a_table_a_method_without_what_costs_the_same(root: Path) -> None:
+    for method, missing in (("rft", "RFT"), ("sft", "SFT")):
+        found = table(root, f"ratios-{method}")
+        assert {row["setting"] for row in found} == {
+            "RFT", "SFT", "UPFT, t = 8, p = 0.1", "UPFT, t = 8, p = 0.5", "UPFT, t = 32, p = 0.1",
+            "UPFT + label filter, t = 8, p = 0.1"} - {missing}
+        assert all(float(row[f"trained_of_{method}"]) > 0 for row in found)
+        head = (root / "out" / "tables" / f"ratios-{method}.tex").read_text(encoding="utf-8").splitlines()[4]
+        assert head.count("&") == 12
+        assert max(len(line) for line in re.split(r"\\\\| & |\\shortstack\[r\]\{", head)) <= 12, "as narrow as the numbers"
+    assert not (root / "out" / "tables" / "ratios.csv").exists()
+
+
+def test_quantities_of_one_column_have_as_many_digits(root: Path) -> None:
+    page = (root / "out" / "report.md").read_text(encoding="utf-8")
+    found = re.findall(r"([\d.,]+) [PTG]FLOP\b", page)
+    assert len(found) >= 6
+    assert {len(re.sub(r"[.,]", "", number)) for number in found} == {3}
+    assert "operations" not in page
 
 
 def test_the_papers_figures_stand_beside_ours(root: Path) -> None:
@@ -168,7 +228,8 @@ def test_the_same_artifacts_give_the_same_bytes(root: Path) -> None:
     written = sorted(path.relative_to(root / "out") for path in (root / "out").rglob("*") if path.is_file())
     assert {str(path) for path in written} >= {"report.html", "report.md", "results.json", "figures/length-0.svg",
                                              "figures/ratio-0.pdf", "figures/pareto-0.svg", "figures/loss-0.svg",
-                                             "tables/cost.tex", "tables/ratios.csv", "tables/cells.csv"}
+                                             "tables/cost.tex", "tables/ratios-rft.csv", "tables/ratios-sft.csv",
+                                             "tables/cells.csv"}
     for path in written:
         assert (root / "out" / path).read_bytes() == (root / "again" / path).read_bytes(), path
 
@@ -584,7 +645,7 @@ def test_every_latex_table_is_balanced_ascii(root: Path) -> None:
     """Of real tables: as many cells in each line as columns, groups that close, one tabular."""
     hostile = [Row(tuple(Cell(name, name, "[1.0, 2.0]", f"{name} [3]", "gain") for _ in range(2))) for name in NAMES]
     texts = [(root / "out" / "tables" / f"{name}.tex").read_text(encoding="utf-8")
-             for name in ("unsupervised", "supervised", "cost", "ratios", "cells")]
+             for name in ("unsupervised", "supervised", "cost", "ratios-rft", "ratios-sft", "cells")]
     for text in [*texts, latex.table(Table("x", "Title % “x”\n\\end", HOSTILE.columns, tuple(hostile), "Note − ‖"))]:
         assert text.isascii()
         body = [line for line in text.splitlines() if not line.startswith("%")]

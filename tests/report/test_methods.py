@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from artifacts import answer, evaluated, making, spec, write
 
+from upft.alone import Pilot
 from upft.choices import MethodName
 from upft.ledger import Ledger
 from upft.report import methods, page, results
@@ -27,7 +28,7 @@ def vstar(root: Path) -> tuple:
     key = "f" * 20
     inputs |= {
         "rows:1": write(root / "build" / key, {"rows.json": first}, Ledger(seconds=1)),
-        "samples:1": write(root / "sample" / key, {}, Ledger(sampled_tokens=1, seconds=2)),
+        "samples:1": write(root / "sample" / key, {}, Ledger(sampled_tokens=8_000, seconds=2, device_seconds=3)),
         "train:1": write(root / "train" / key, {}, Ledger(supervised_tokens=400, forward_tokens=4_400, flops=7e10, seconds=4)),
         "grades": write(root / "grade" / key, {"grades.json": {"traces": 80, "right": 20}}, Ledger(seconds=8)),
         "pairs": write(root / "pair" / key, {"pairs.json": {"pairs": 11, "supervised_tokens": 640}}, Ledger(seconds=16)),
@@ -46,7 +47,11 @@ def vstar(root: Path) -> tuple:
 
 
 def test_what_a_cell_is_charged(tmp_path: Path) -> None:
-    evidence = report.read(*vstar(tmp_path))
+    spec, inputs = vstar(tmp_path)
+    book = Ledger.read(inputs["samples"])
+    book.sampled_tokens, book.device_seconds = 50_000, 25.0
+    book.write(inputs["samples"])
+    evidence = report.read(spec, inputs)
     train = Ledger.read(next(s for s in (tmp_path / "train").iterdir() if s.name[0] == "0"))
     told = methods.costs(evidence)
     assert told == {
@@ -55,7 +60,10 @@ def test_what_a_cell_is_charged(tmp_path: Path) -> None:
         "trained_with_prompts": train.forward_tokens + 4_400 + 2_500,
         "scored": 123, "sampling_flops": 3.5e12, "training_flops": pytest.approx(train.flops + 7e10 + 2e10 + 9e9),
         "seconds": pytest.approx(train.seconds + 4 + 64 + 8 + 16 + 32 + 1 + Ledger.read(
-            tmp_path / "build" / "0123456789abcdef0123").seconds), "sampling_seconds": pytest.approx(12.5 + 2)}
+            tmp_path / "build" / "0123456789abcdef0123").seconds), "device_seconds": 0.0,
+        # the second round drew what it needs, the first one twice as much
+        "sampling_seconds": pytest.approx(12.5 + 2 / 2), "sampling_device_seconds": pytest.approx(25 + 3 / 2),
+        "sampling_share": pytest.approx(54_000 / 58_000)}
     found = results.results(evidence)
     assert found["tokens"]["sampled"] == 54_000
     assert found["tokens"]["sampled_with_prompts"] == 61_300
@@ -70,6 +78,39 @@ def test_what_a_cell_is_charged(tmp_path: Path) -> None:
     assert labels["train:1"] == "train, round 1"
     assert labels["trained:task"] == "choose answers on task"
     assert labels["generator:task"] == "evaluate its generator on task"
+
+
+@pytest.mark.parametrize(("book", "told", "share"), [
+    ({"sampled_tokens": 1_000}, {}, 0.1),  # a sampling that others share: a tenth of its tokens are needed
+    ({"sampled_tokens": 100}, {}, 1.0),
+    ({"sampled_tokens": 100, "reused_tokens": 20}, {}, 1.25),  # measured on four fifths
+    ({"sampled_tokens": 100, "reused_tokens": 51}, {}, None),
+    ({"sampled_tokens": 100, "reused_tokens": 100}, {}, None),
+    # a ledger is of all attempts
+    ({"sampled_tokens": 100}, {"prefix_requests": 8, "trace_requests": 2, "reused_after_interruption": 6}, 1.0),
+])
+def test_sampling_time_is_that_of_the_tokens_needed(book: dict, told: dict, share: float | None, tmp_path: Path) -> None:
+    inputs = making(tmp_path)
+    Ledger(seconds=60, device_seconds=120, **book).write(inputs["samples"])
+    (inputs["samples"] / "samples.json").write_text(json.dumps(told))
+    rows = json.loads((inputs["rows"] / "rows.json").read_text())
+    (inputs["rows"] / "rows.json").write_text(json.dumps(
+        rows | {"alone": {"prompt_tokens": 5, "sampled_tokens": 100, "flops": 1e9}}))
+    found = methods.sampling_alone(report.read(spec(), inputs))
+    assert found == {"sampling_seconds": share and pytest.approx(60 * share),
+                     "sampling_device_seconds": share and pytest.approx(120 * share),
+                     "sampling_share": share and pytest.approx(share)}
+    assert (found["sampling_share"] == 1) == (share == 1), "exactly, for then nothing is estimated"
+
+
+def test_a_pilot_is_paid_for_once(tmp_path: Path) -> None:
+    """Its tokens are the main sampling's first ones: 40 of its 60 are taken over, the others are the pilot's alone."""
+    inputs = making(tmp_path)
+    inputs["pilot"] = write(tmp_path / "sample" / ("d" * 20), {}, Ledger(sampled_tokens=60, seconds=10))
+    Ledger(sampled_tokens=100, reused_tokens=40, seconds=30).write(inputs["samples"])
+    evidence = replace(report.read(spec(), inputs), pilot=Pilot(0, 20, 0.0, 40))
+    assert methods.sampling_alone(evidence) == {
+        "sampling_seconds": 40.0, "sampling_device_seconds": 0.0, "sampling_share": 1.0}
 
 
 def test_the_page_tells_of_the_choice(tmp_path: Path) -> None:

@@ -260,7 +260,10 @@ def test_terminal_table(cell: dict[str, Any]) -> None:
     (wording.seconds(0.04), "0.0 s"), (wording.seconds(59.96), "1 min 00 s"),
     (wording.seconds(3599.6), "1 h 00 min"), (wording.seconds(245), "4 min 05 s"), (wording.seconds(7_380), "2 h 03 min"),
     (wording.memory(900 * 2**20), "900 MiB"), (wording.memory(1.43 * 2**30), "1.43 GiB"),
-    (wording.flops(1.234e15), "1.23 PFLOP"), (wording.flops(4.4e10), "44 GFLOP"), (wording.flops(12), "12 FLOP"),
+    (wording.flops(1.234e15), "1.23 PFLOP"), (wording.flops(4.4e10), "44.0 GFLOP"), (wording.flops(2e12), "2.00 TFLOP"),
+    (wording.flops(1.62e12), "1.62 TFLOP"), (wording.flops(9.996e11), "1.00 TFLOP"), (wording.digits(0.0072), "0.00720"),
+    (wording.digits(999.6), "1,000"), (wording.digits(123.4), "123"), (wording.about("3 s", True), "≈ 3 s"),
+    (wording.flops(12), "12 FLOP"),
     (wording.count(1234567), "1,234,567"), (wording.tokens(1), "1 token"), (wording.tokens(1024), "1,024 tokens"),
     (wording.nats(0.456), "0.46"), (wording.nats(None), "—"),
 ])

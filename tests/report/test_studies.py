@@ -19,7 +19,7 @@ from test_page import Page
 
 from upft import dossier, statistics
 from upft.answers import FILE
-from upft.report import settings, studies
+from upft.report import analyses, settings, studies
 from upft.stages import report as stage
 
 ONE = ("gsm8k",)
@@ -173,3 +173,20 @@ def test_a_base_is_read_once_and_memory_is_flat_in_cells(tmp_path: Path, monkeyp
     peak(reports[:2])  # imports
     few, all_ = peak(reports[:6]), peak(reports)
     assert all_ < 1.5 * few, (few, all_)
+
+
+def test_a_count_that_all_questions_share_has_no_interval() -> None:
+    """What is left of one, how seldom another count may be, reads as if nothing were known; it stays in the data."""
+    def band(*mean: float) -> dict[str, list[float]]:
+        return {"mean": [*mean], "low": [one / 4 for one in mean], "high": [4 * one for one in mean]}
+
+    group = {"from": None, "to": None, "questions": 30, "right": None, "t": [1, 2], "known": [30, 30], "distinct": band(4, 6),
+             "traces_a_prefix": band(25, 16), "agreement": band(0.4, 0.2), "alike": [True, False]}
+    told = {"questions": 30, "traces": 100, "groups": [group]}
+    [section] = analyses.sections({"consistency": told}, "UPFT")
+    assert "The first token takes 4.0 (every question) different values" in section.text[0]
+    assert "6.0 [1.5, 24.0] different prefixes" in section.text[0]
+    [table] = section.tables
+    assert [row.cells[3].interval for row in table.rows] == ["every question", "[1.5, 24.0]"]
+    assert table.rows[0].cells[3].data == {"": 4, "low": 1, "high": 16}
+    assert [row.cells[5].interval for row in table.rows] == ["[10.0, 160.0]", "[5.0, 80.0]"], "pairs that agree are no count"

@@ -17,6 +17,8 @@ LABELS = {"consistency": "prefix self-consistency", "errors": "where errors begi
           "kl": "where training acts"}
 FEW = 10
 """Questions of a group that are too few for a band."""
+ALIKE = "every question"
+"""Said of a count that all questions share."""
 STILL = "no question moved"
 EXACT = "float32"
 FLOOR = 0.002
@@ -59,15 +61,15 @@ def _consistency(a: Mapping[str, Any], method: str) -> Section:
     overall = a["groups"][0]
     last = overall["t"][-1]
     text = [f"{w.count(a['questions'])} questions, {w.count(a['traces'])} traces each. The first token takes "
-            f"{_band(overall['distinct'], 0, w.mean)} different values a question; at {w.tokens(last)} there are "
-            f"{_band(overall['distinct'], -1, w.mean)} different prefixes, and "
-            f"{_band(overall['traces_a_prefix'], -1, w.mean)} traces share one."]
+            f"{_counted(overall, 'distinct', 0)} different values a question; at {w.tokens(last)} there are "
+            f"{_counted(overall, 'distinct', last - 1)} different prefixes, and "
+            f"{_counted(overall, 'traces_a_prefix', last - 1)} traces share one."]
     parted = [group for group in groups(a)[1:] if group["questions"] >= FEW]
     if len(parted) > 1:
         hard, easy = parted[0], parted[-1]
         at = min(8, len(hard["t"]), len(easy["t"])) - 1
-        text.append(f"At {w.tokens(at + 1)} the questions {group_name(hard)} have {_band(hard['distinct'], at, w.mean)} "
-                    f"different prefixes, those {group_name(easy)} have {_band(easy['distinct'], at, w.mean)}.")
+        text.append(f"At {w.tokens(at + 1)} the questions {group_name(hard)} have {_counted(hard, 'distinct', at)} "
+                    f"different prefixes, those {group_name(easy)} have {_counted(easy, 'distinct', at)}.")
     return Section("Prefix self-consistency", tuple(text), (("consistency", "Different prefixes a question, and traces that "
                    "share one, against prefix length, with 95% bands over questions. Groups of few questions: see below."),),
                    (consistency_table(a),))
@@ -81,8 +83,9 @@ def groups(a: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def consistency_table(a: Mapping[str, Any], name: str = "consistency") -> Table:
     """A row a group and power of two."""
-    rows = tuple(Row((word(group_name(g)), whole(g["questions"]), whole(t), cell(g["distinct"], t - 1, w.mean),
-                      cell(g["traces_a_prefix"], t - 1, w.mean), cell(g["agreement"], t - 1, w.points)))
+    rows = tuple(Row((word(group_name(g)), whole(g["questions"]), whole(t),
+                      *(cell(g[name], t - 1, w.mean, alike(g, t - 1)) for name in ("distinct", "traces_a_prefix")),
+                      cell(g["agreement"], t - 1, w.points)))
                  for g in groups(a) for t in powers(len(g["t"])))
     return Table(name, "Different prefixes by length", (
         Column("group", "questions", False), Column("questions", "count"), Column("tokens", "tokens"),
@@ -222,11 +225,17 @@ def whole(n: int) -> Cell:
     return number(n, w.count(n))
 
 
-def cell(band: Mapping[str, Sequence[Any]], at: int, read: Callable[[float], str]) -> Cell:
-    """A mean with its interval, where it has one."""
+def cell(band: Mapping[str, Sequence[Any]], at: int, read: Callable[[float], str], same: bool = False) -> Cell:
+    """A mean with its interval, where it has one. same: of values that are all the same; how seldom another one may be is
+    told as data alone."""
     value, low, high = (band[name][at] for name in ("mean", "low", "high"))
-    return Cell(read(value), value, "" if low is None else f"[{read(low)}, {read(high)}]",
+    return Cell(read(value), value, ALIKE if same else "" if low is None else f"[{read(low)}, {read(high)}]",
                 data={"": value, "low": low, "high": high})
+
+
+def alike(group: Mapping[str, Any], at: int) -> bool:
+    """Whether all questions of a group have as many different prefixes there. An earlier version did not say."""
+    return "alike" in group and bool(group["alike"][at])
 
 
 def still(found: Mapping[str, Any]) -> bool:
@@ -242,6 +251,11 @@ def moved(found: Mapping[str, Any]) -> Cell:
     return Cell(w.signed(found["difference"]), found["difference"], w.interval(found["low"], found["high"]),
                 w.p_value(found["p_value"]), found["verdict"],
                 {"": found["difference"], **{name: found[name] for name in ("low", "high", "p_value", "verdict")}})
+
+
+def _counted(group: Mapping[str, Any], name: str, at: int) -> str:
+    """Value [low, high], or that all questions have it."""
+    return f"{w.mean(group[name]['mean'][at])} ({ALIKE})" if alike(group, at) else _band(group[name], at, w.mean)
 
 
 def _band(band: Mapping[str, Sequence[Any]], at: int, read: Any) -> str:

@@ -21,8 +21,10 @@ SIZE = 7.5
 """Points, of the font."""
 MARK = 3.6
 """Points from the middle of a marker to where words may begin."""
-TOGETHER = 3.0
-"""Points by which two markers may be apart and still be one to the eye: half a marker."""
+TOGETHER = 4.5
+"""Points by which two markers may be apart and still share their words: three quarters of a marker."""
+CLEAR = 1.5
+"""Points between two names: a page's own font may be a little wider."""
 AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 """Directions from a point to its words, the best first."""
 ALIGNED = {1: "left", 0: "center", -1: "right"}, {1: "bottom", 0: "center", -1: "top"}
@@ -76,7 +78,7 @@ def put(axes: Axes, points: Sequence[Point]) -> list[str]:
             box = _moved(text, dx, dy)
             own = max(1.15 * _apart(box, at[place]), (MARK + 1) * scale)
             if (not (edge.x0 <= box.x0 and box.x1 <= edge.x1 and edge.y0 <= box.y0 and box.y1 <= edge.y1)
-                    or any(box.overlaps(other) for other in taken)
+                    or any(box.overlaps(other.padded(CLEAR * scale)) for other in taken)
                     or any(_apart(box, other) < own for n, other in enumerate(at) if n != place)):
                 continue
             crossed = sum(box.overlaps(bar) for bar in bars)

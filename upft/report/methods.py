@@ -73,9 +73,8 @@ def sampling_alone(evidence: Evidence) -> dict[str, float | None]:
     """Seconds, and wall-clock seconds times GPUs, of the sampling that the method needs alone: those measured, times
     `sampling_share`, the tokens it needs over the tokens drawn while they were measured (at 1 nothing is estimated).
 
-    A sampling that several methods share draws more than one of them needs. One that took samples over from others, or
-    went on after an interruption, drew fewer: where it drew less than half of its tokens in the time that is known, all
-    three are None. A pilot belongs to the first round.
+    A sampling that several methods share draws more than one of them needs. One that took samples over from others drew fewer:
+    where it drew less than half of its tokens itself, all three are None. A pilot belongs to the first round.
     """
     ledgers = {record.role: record.ledger for record in evidence.stages}
     seconds = device_seconds = drawn = needed = 0.0
@@ -85,8 +84,7 @@ def sampling_alone(evidence: Evidence) -> dict[str, float | None]:
         pilot = ledgers.get("pilot", Ledger()) if place == 0 else Ledger()
         more = evidence.pilot if place == 0 and evidence.pilot is not None else NO_PILOT
         every = pilot.sampled_tokens + sample.sampled_tokens - more.shared_tokens
-        measured = (pilot.sampled_tokens - pilot.reused_tokens
-                    + (sample.sampled_tokens - sample.reused_tokens) * (_measured(evidence.samples) if mark == "" else 1.0))
+        measured = pilot.sampled_tokens - pilot.reused_tokens + sample.sampled_tokens - sample.reused_tokens
         if measured <= 0 or 2 * measured < every:
             return dict.fromkeys(("sampling_seconds", "sampling_device_seconds", "sampling_share"))
         alone = int(rows.get("alone", {}).get("sampled_tokens", sample.sampled_tokens)) + more.sampled_tokens
@@ -94,13 +92,6 @@ def sampling_alone(evidence: Evidence) -> dict[str, float | None]:
         device_seconds += (pilot.device_seconds + sample.device_seconds) * alone / measured
         drawn, needed = drawn + measured, needed + alone
     return {"sampling_seconds": seconds, "sampling_device_seconds": device_seconds, "sampling_share": needed / drawn}
-
-
-def _measured(samples: Mapping[str, Any]) -> float:
-    """Of the requests that a sampling drew, the share that its ledger's seconds are of: not those before an interruption."""
-    asked = int(samples.get("prefix_requests") or 0) + int(samples.get("trace_requests") or 0)
-    drawn = asked - int(samples.get("taken_from_other_samplings") or 0)
-    return 1 - int(samples.get("reused_after_interruption") or 0) / drawn if drawn > 0 else 1.0
 
 
 @dataclass(frozen=True)
