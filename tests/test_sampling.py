@@ -96,6 +96,10 @@ def test_prefix_len_auto_takes_the_diagnosis_of_a_pilot(tmp_path: Path) -> None:
     assert rows["prefix_len_from"] == "diagnosis"
     [results] = [json.loads(p.read_text()) for p in store.glob("report/*/results.json")]
     assert results["prefix_len"] == length
+    drawn = [{(row["id"], row["index"]): len(row["ids"]) for row in map(json.loads, (store / "sample" / key / "samples.jsonl")
+              .read_text().splitlines())} for key in sorted(summaries, key=lambda key: summaries[key]["questions"])]
+    assert results["comparison"]["sampled"] == results["tokens"]["sampled"] == sum(
+        max(one.get(trace, 0) for one in drawn) for trace in set().union(*drawn)), "each trace once, the longer one"
     again = subprocess.run([*command, "plan=true"], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert again.returncode == 0, again.stderr
     assert "auto" in again.stdout

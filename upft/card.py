@@ -54,13 +54,15 @@ class License:
 
 @dataclass(frozen=True)
 class Score:
-    """One task, base and trained model on the same questions. spec: how they were asked."""
+    """One task, base and trained model on the same questions. spec: how they were asked; judged: answers of both that a judge
+    accepted and the rule did not, None where no judge was asked."""
 
     spec: EvaluateSpec
     questions: int
     base: Estimate
     trained: Estimate
     paired: Paired
+    judged: int | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,8 @@ def _scores(facts: Facts) -> str:
             f"temperature {_own(drawn.temperature)}, top_p {_own(drawn.top_p)}, top_k {_own(drawn.top_k)}")
         lines.append(f"- {s.task}: {s.protocol.name} protocol; {_questions(s.questions)}; "
                      f"{s.n} answer{'s' * (s.n != 1)} a question, {way}, at most {w.count(s.max_tokens)} tokens, "
-                     f"{drawn.engine.name} in {drawn.dtype.name}, seed {drawn.seed}")
+                     f"{drawn.engine.name} in {drawn.dtype.name}, seed {drawn.seed}"
+                     + ("" if one.judged is None else f"; {w.judged(one.judged)}"))
     return "\n".join(lines)
 
 

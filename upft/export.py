@@ -22,6 +22,7 @@ from upft.errors import StoreError
 from upft.hashing import canonical, digest
 from upft.ledger import Ledger
 from upft.plan import Plan, Stage
+from upft.report import wording
 from upft.specs import EvaluateSpec, SampleSpec, TrainSpec
 from upft.statistics import Estimate, Paired
 from upft.store import Artifact, Store
@@ -134,4 +135,5 @@ def _score(stage: Stage, results: Mapping[str, Any]) -> card.Score:
     base, trained = (Estimate(a["value"], a["low"], a["high"])
                      for a in (entry["base"]["accuracy"], entry["trained"]["accuracy"]))
     return card.Score(spec, int(entry["questions"]), base, trained,
-                      Paired(p["difference"], p["low"], p["high"], p["p_value"], p["test"], p["verdict"]))
+                      Paired(p["difference"], p["low"], p["high"], p["p_value"], p["test"], p["verdict"]),
+                      wording.accepted(entry))

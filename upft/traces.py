@@ -16,7 +16,7 @@ from typing import Any
 from upft.errors import DataError
 from upft.selection import Trace
 
-SAMPLES, QUESTIONS, VERDICTS = "samples.jsonl", "questions.jsonl", "verdicts.jsonl"
+SAMPLES, QUESTIONS, VERDICTS, SUMMARY = "samples.jsonl", "questions.jsonl", "verdicts.jsonl", "samples.json"
 DAMAGED = "the artifact is damaged: set it aside and run the same command again"
 
 
@@ -60,6 +60,12 @@ def _trace(row: dict[str, Any], verdicts: Iterator[dict[str, Any]] | None, grade
                             f"{SAMPLES} has trace {row['index']} of {row['id']}", DAMAGED)
         right = bool(verdict["right"])
     return Trace(row["index"], tuple(row["ids"]), row["finish_reason"] == "stop", row["kind"] == "trace", right)
+
+
+def told(samples: Path) -> dict[str, Any]:
+    """The sampling's summary."""
+    found: dict[str, Any] = json.loads((samples / SUMMARY).read_text(encoding="utf-8"))
+    return found
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from artifacts import answer, evaluated, making, spec, write
 
+from upft.alone import Pilot
 from upft.choices import MethodName
 from upft.ledger import Ledger
 from upft.report import methods, page, results
@@ -107,7 +108,8 @@ def test_a_pilot_is_paid_for_once(tmp_path: Path) -> None:
     inputs = making(tmp_path)
     inputs["pilot"] = write(tmp_path / "sample" / ("d" * 20), {}, Ledger(sampled_tokens=60, seconds=10))
     Ledger(sampled_tokens=100, reused_tokens=40, seconds=30).write(inputs["samples"])
-    assert methods.sampling_alone(report.read(spec(), inputs)) == {
+    evidence = replace(report.read(spec(), inputs), pilot=Pilot(0, 20, 0.0, 40))
+    assert methods.sampling_alone(evidence) == {
         "sampling_seconds": 40.0, "sampling_device_seconds": 0.0, "sampling_share": 1.0}
 
 

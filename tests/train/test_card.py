@@ -144,7 +144,7 @@ def test_with_scores(facts_of: Callable) -> None:
     gain = card.Score(asked("gsm8k", 0.0, 1), 1319, Estimate(0.8201, 0.7981, 0.8399), Estimate(0.8544, 0.8343, 0.8723),
                       Paired(0.0343, 0.0181, 0.0502, 0.00004, "McNemar", "gain"))
     noise = card.Score(asked("aime24", 0.6, 16), 30, Estimate(0.0333, 0.01, 0.17), Estimate(0.025, 0.01, 0.15),
-                       Paired(-0.0083, -0.06, 0.04, 0.72, "permutation", "inside noise"))
+                       Paired(-0.0083, -0.06, 0.04, 0.72, "permutation", "inside noise"), 3)
     facts = replace(facts_of(training()), name="llama31", data=DATA, scores=(gain, noise), costs=(
         ("sample questions", Ledger(prompt_tokens=100, sampled_tokens=20, seconds=30.0, peak_memory_bytes=2**30)),
         ("train upft", Ledger(supervised_tokens=9, seconds=40.0, peak_memory_bytes=2**31))))
@@ -154,7 +154,8 @@ def test_with_scores(facts_of: Callable) -> None:
     assert "| gsm8k | 1,319 | 82.0% [79.8, 84.0] | 85.4% [83.4, 87.2] | +3.4 [1.8, 5.0] | gain, p < 0.001 |" in text
     assert "| aime24 | 30 | 3.3% [1.0, 17.0] | 2.5% [1.0, 15.0] | −0.8 [−6.0, 4.0] | inside noise, p = 0.72 |" in text
     assert "- gsm8k: standard protocol; " in text
-    assert "1 answer a question, greedy, at most 4,096 tokens, vllm in bfloat16, seed 3" in text
+    assert "1 answer a question, greedy, at most 4,096 tokens, vllm in bfloat16, seed 3\n" in text
+    assert "seed 3; accepted by rule or judge (3 by the judge)" in text
     assert "16 answers a question, temperature 0.6, top_p 0.95, top_k the model's own" in text
     assert f"questions: [{DATA.source.id}]" in text
     assert "the first 500; no answer key was used" in text

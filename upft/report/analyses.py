@@ -139,9 +139,19 @@ def split_intro(a: Mapping[str, Any], whose: str) -> str:
 
 def splits(a: Mapping[str, Any]) -> list[str]:
     """A sentence a length."""
-    return [f"Split at {w.tokens(t)}: {STILL}." if all(still(a[part][i]) for part in ("change", "coverage", "accuracy")) else
-            f"Split at {w.tokens(t)}: of {_paired(a['change'][i])} points, {_paired(a['coverage'][i])} are coverage and "
-            f"{_paired(a['accuracy'][i])} accuracy." for i, t in enumerate(a["t"])]
+    return [f"Split at {w.tokens(t)}: {_split([a[part][i] for part in ('change', 'coverage', 'accuracy')])}."
+            for i, t in enumerate(a["t"])]
+
+
+def _split(found: Sequence[Mapping[str, Any]]) -> str:
+    """Of a change, coverage and accuracy."""
+    if all(still(one) for one in found):
+        return STILL
+    said = w.parts(*(one["difference"] for one in found))
+    whole, coverage, accuracy = (
+        f"{text} ({STILL})" if still(one) else f"{text} {w.interval(one['low'], one['high'])}"
+        for text, one in zip(said, found, strict=True))
+    return f"of {whole} points, {coverage} are coverage and {accuracy} accuracy"
 
 
 def coverage_table(found: Sequence[tuple[str, Mapping[str, Any]]], name: str = "coverage") -> Table:
@@ -252,12 +262,6 @@ def _band(band: Mapping[str, Sequence[Any]], at: int, read: Any) -> str:
     """Value [low, high]."""
     value, low, high = (read(band[name][at]) for name in ("mean", "low", "high"))
     return f"{value} [{low}, {high}]"
-
-
-def _paired(found: Mapping[str, Any]) -> str:
-    if still(found):
-        return f"{w.signed(0)} ({STILL})"
-    return f"{w.signed(found['difference'])} {w.interval(found['low'], found['high'])}"
 
 
 def _nats(one: Mapping[str, Any]) -> str:

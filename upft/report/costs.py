@@ -51,14 +51,26 @@ def estimated(setting: Setting) -> frozenset[str]:
 
 
 def rivals(one: Setting, every: Sequence[Setting]) -> dict[str, Setting]:
-    """Method of AGAINST -> its setting on the same model and data. Left out where there is none, or more than one, or no
-    seed that both have."""
+    """Method of AGAINST -> its setting on the same model and data. Left out where there is none, or several that were trained
+    differently (`ambiguous`), or no seed that both have. Several that one training went into cost the same: of these the one
+    that was asked alike, or has the most seeds in common."""
     found = {}
     for method in AGAINST:
-        others = [s for s in every if (s.model, s.data, s.method) == (one.model, one.data, method)]
-        if len(others) == 1 and set(one.seeds) & set(others[0].seeds):
-            found[method] = others[0]
+        others = [s for s in _same(one.model, one.data, method, every) if set(one.seeds) & set(s.seeds)]
+        if others and not ambiguous(one.model, one.data, method, every):
+            found[method] = max(others, key=lambda s: (s is one, len(set(one.seeds) & set(s.seeds)), s.asked == one.asked))
     return found
+
+
+def ambiguous(model: str, data: str, method: str, every: Sequence[Setting]) -> bool:
+    """Whether a method has several settings on a model and data that are not one training, evaluated in several ways."""
+    trainings = [{case.seeds: case.stages["train"] for case in s.cases} for s in _same(model, data, method, every)]
+    return any(not set(one) & set(other) or any(one[seed] != other[seed] for seed in set(one) & set(other))
+               for place, one in enumerate(trainings) for other in trainings[:place])
+
+
+def _same(model: str, data: str, method: str, every: Sequence[Setting]) -> list[Setting]:
+    return [s for s in every if (s.model, s.data, s.method) == (model, data, method)]
 
 
 def shares(one: Setting, every: Sequence[Setting]) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upft.alone import Pilot
 from upft.errors import DataError
 from upft.ledger import Ledger
 from upft.specs import ReportSpec
@@ -136,6 +137,8 @@ class Evidence:
     """Of the model's tokenizer, where the training's artifact holds it."""
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name -> summary of each analysis asked for."""
+    pilot: Pilot | None = None
+    """What a pilot adds to the sampling of the first round; None where there is none."""
     command: str | None = None
     """What makes the cell, as a person types it."""
 

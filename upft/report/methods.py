@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from upft.alone import Pilot
 from upft.ledger import Ledger
 from upft.report import wording as w
 from upft.report.evidence import Evidence
 from upft.statistics import Estimate
 
+NO_PILOT = Pilot(0, 0, 0.0, 0)
+
 
 def costs(evidence: Evidence) -> dict[str, Any]:
     """What a method takes, as the paper counts and as machines do.
 
-    sampled: response tokens that the method needs, whatever sampling they were taken from; trained: tokens of its rows and
-    pairs, each once (the paper's count: its UPFT on 12,000 questions trains on 15.8 tokens a question = 0.2M in two epochs);
+    sampled: response tokens that the method needs, whatever sampling they were taken from, and what a pilot adds
+    (`alone.Pilot`); trained: tokens of its rows and pairs, each once (the paper's count: its UPFT on 12,000 questions trains on
+    15.8 tokens a question = 0.2M in two epochs);
     verifier: of these, those of the pairs. The others: with prompts, over all epochs, FLOPs; seconds: grading, building and
     training; device_seconds: wall-clock times GPUs of all stages after sampling. sampling_seconds, sampling_device_seconds,
     sampling_share: see `sampling_alone`.
@@ -43,12 +47,14 @@ def costs(evidence: Evidence) -> dict[str, Any]:
     rounds = [*evidence.earlier, evidence.rows]
     alone = [one["alone"] for one in rounds if "alone" in one]
     sampling, training, verifier = all_of("samples"), all_of("train"), all_of("verifier")
+    pilot = evidence.pilot or NO_PILOT
     known = len(alone) == len(rounds)
     sampled = sum(int(one["sampled_tokens"]) for one in alone) if known else sampling.sampled_tokens
     prompts = sum(int(one["prompt_tokens"]) for one in alone) if known else sampling.prompt_tokens
-    flops = [one["flops"] for one in alone]
+    flops = [*(one["flops"] for one in alone), pilot.flops]
     paired = int(evidence.pairs.get("supervised_tokens", 0))
     rows = sum(int(one.get("supervised_tokens", 0)) for one in rounds)
+    sampled, prompts = sampled + pilot.sampled_tokens, prompts + pilot.prompt_tokens
     return {
         "sampled": sampled, "trained": rows + paired, "verifier": paired,
         "sampled_with_prompts": sampled + prompts,
@@ -68,8 +74,7 @@ def sampling_alone(evidence: Evidence) -> dict[str, float | None]:
     `sampling_share`, the tokens it needs over the tokens drawn while they were measured (at 1 nothing is estimated).
 
     A sampling that several methods share draws more than one of them needs. One that took samples over from others drew fewer:
-    where it drew less than half of its tokens itself, all three are None. A pilot belongs to the first round, which takes its
-    tokens over.
+    where it drew less than half of its tokens itself, all three are None. A pilot belongs to the first round.
     """
     ledgers = {record.role: record.ledger for record in evidence.stages}
     seconds = device_seconds = drawn = needed = 0.0
@@ -77,12 +82,12 @@ def sampling_alone(evidence: Evidence) -> dict[str, float | None]:
     for place, (mark, rows) in enumerate(zip(rounds, [*evidence.earlier, evidence.rows], strict=True)):
         sample = ledgers.get(f"samples{mark}", Ledger())
         pilot = ledgers.get("pilot", Ledger()) if place == 0 else Ledger()
-        twice = min(pilot.sampled_tokens, sample.reused_tokens)
-        every = pilot.sampled_tokens + sample.sampled_tokens - twice
+        more = evidence.pilot if place == 0 and evidence.pilot is not None else NO_PILOT
+        every = pilot.sampled_tokens + sample.sampled_tokens - more.shared_tokens
         measured = pilot.sampled_tokens - pilot.reused_tokens + sample.sampled_tokens - sample.reused_tokens
         if measured <= 0 or 2 * measured < every:
             return dict.fromkeys(("sampling_seconds", "sampling_device_seconds", "sampling_share"))
-        alone = int(rows.get("alone", {}).get("sampled_tokens", sample.sampled_tokens)) + pilot.sampled_tokens - twice
+        alone = int(rows.get("alone", {}).get("sampled_tokens", sample.sampled_tokens)) + more.sampled_tokens
         seconds += (pilot.seconds + sample.seconds) * alone / measured
         device_seconds += (pilot.device_seconds + sample.device_seconds) * alone / measured
         drawn, needed = drawn + measured, needed + alone

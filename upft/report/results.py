@@ -32,6 +32,7 @@ def results(evidence: Evidence) -> dict[str, Any]:
     tasks = {task: _task(task, base, trained, spec.seed, evidence.asked.get(task, {}))
              for task, (base, trained) in evidence.tasks.items()}
     ledgers = {record.role: record.ledger for record in evidence.stages}
+    costs = methods.costs(evidence)
     making = total([one for role, one in ledgers.items() if _makes(role)])
     return {
         "schema": SCHEMA, "title": spec.title, "model": spec.model, "data": spec.data, "method": evidence.method,
@@ -44,9 +45,9 @@ def results(evidence: Evidence) -> dict[str, Any]:
                       for task, (base, trained) in evidence.generator.items()},
         "diagnosis": dict(evidence.diagnosis) or None,
         "training": _training(evidence),
-        "tokens": _tokens(evidence, ledgers),
+        "tokens": _tokens(evidence, ledgers, costs),
         "choosing": _choosing(evidence),
-        "comparison": methods.costs(evidence),
+        "comparison": costs,
         **({"analyses": {name: dict(found) for name, found in evidence.analyses.items()}} if evidence.analyses else {}),
         "stages": [_stage(record) for record in evidence.stages],
         "totals": {
@@ -180,24 +181,16 @@ def _training(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _tokens(evidence: Evidence, ledgers: Mapping[str, Ledger]) -> dict[str, int]:
-    """The paper's count has response tokens only; the honest one adds the prompts they came with. Of a sampling that holds
-    more than the method uses (other methods share it) only what the method would have sampled alone counts. A pilot's tokens
-    that the main sampling took over count once. discarded: of the sampled ones, those in no row. trained: over all epochs,
-    generator, verifier and every round."""
-    pilot, sample = ledgers.get("pilot", Ledger()), ledgers.get("samples", Ledger())
-    more = pilot.sampled_tokens - min(pilot.sampled_tokens, sample.reused_tokens)
-    rounds = [*evidence.earlier, evidence.rows]
-    all_of_it = {"sampled_tokens": sample.sampled_tokens, "prompt_tokens": sample.prompt_tokens}
-    alone = [one.get("alone", all_of_it) for one in rounds]
-    sampled = more + sum(int(one["sampled_tokens"]) for one in alone)
+def _tokens(evidence: Evidence, ledgers: Mapping[str, Ledger], costs: Mapping[str, Any]) -> dict[str, int]:
+    """The paper's count has response tokens only; the honest one adds the prompts they came with. sampled: as `methods.costs`
+    has it. discarded: of these, those in no row. trained: over all epochs, generator, verifier and every round."""
     used = sum(int(one["used_tokens"]) if "used_tokens" in one else
-               sample.sampled_tokens - ledgers.get("rows", Ledger()).discarded_tokens for one in rounds)
+               ledgers.get("samples", Ledger()).sampled_tokens - ledgers.get("rows", Ledger()).discarded_tokens
+               for one in (*evidence.earlier, evidence.rows))
     trained = total([one for role, one in ledgers.items() if role.partition(":")[0] in ("train", "verifier")])
     return {
-        "sampled": sampled,
-        "sampled_with_prompts": sampled + sum(int(one["prompt_tokens"]) for one in alone) + pilot.prompt_tokens,
-        "discarded": sampled - used,
+        "sampled": costs["sampled"], "sampled_with_prompts": costs["sampled_with_prompts"],
+        "discarded": costs["sampled"] - used,
         "trained": trained.supervised_tokens, "trained_with_prompts": trained.forward_tokens,
         "trained_padding": trained.padding_tokens,
     }

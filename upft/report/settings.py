@@ -87,7 +87,8 @@ def science(told: Mapping[str, Any]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class TaskFound:
     """A setting's accuracy on a task, and its difference from the base model on the same questions. detectable: the smallest
-    true difference that a repetition would find four times in five."""
+    true difference that a repetition would find four times in five; judged: judge's artifact -> answers that it accepted, the
+    rule not, None where no judge was asked."""
 
     accuracy: Estimate
     base: Estimate
@@ -97,6 +98,7 @@ class TaskFound:
     protocol: str | None
     asked: Mapping[str, Any]
     detectable: float = 1.0
+    judged: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
         told = cases[0].results
         found = {task: TaskFound(Estimate(**e["trained"]["accuracy"]), Estimate(**e["base"]["accuracy"]), _paired(e["paired"]),
                                  e["questions"], e["trained"]["samples"], e["protocol"], e["asked"],
-                                 e["paired"]["smallest_detectable"])
+                                 e["paired"]["smallest_detectable"], _judged(cases, task))
                  for task, e in told["tasks"].items()}
         mean, questions = told["mean"], sum(one.questions for one in found.values())
         overall = None if mean is None else TaskFound(
@@ -267,7 +269,8 @@ def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
         base, trained = sides[0][task], sides[1][task]
         found[task] = TaskFound(statistics.over_seeds(trained), statistics.over_seeds(base),
                                 statistics.paired_over_seeds(base, trained), e["questions"], e["trained"]["samples"],
-                                e["protocol"], e["asked"], statistics.detectable_over_seeds([base], [trained]))
+                                e["protocol"], e["asked"], statistics.detectable_over_seeds([base], [trained]),
+                                _judged(cases, task))
     overall = None
     if len(tasks) > 1:
         before, after = (list(side.values()) for side in sides)
@@ -277,6 +280,13 @@ def _setting(cases: tuple[Case, ...], knobs: tuple[str, ...]) -> Setting:
                             protocols.pop() if len(protocols) == 1 else None, {},
                             statistics.detectable_over_seeds(before, after))
     return Setting(cases, knobs, found, overall, cost(cases))
+
+
+def _judged(cases: Sequence[Case], task: str, sides: Sequence[str] = ("base", "trained")) -> dict[str, int] | None:
+    """As `TaskFound.judged`."""
+    found = {case.stages[role]: int(case.results["tasks"][task][side]["judge_accepted"] or 0)
+             for case in cases for side in sides if (role := f"judged:{side}:{task}") in case.stages}
+    return found or None
 
 
 def _paired(told: Mapping[str, Any]) -> Paired:
@@ -323,6 +333,6 @@ def _base(cases: Sequence[Case], knobs: tuple[str, ...]) -> Base:
         e = cases[0].results["tasks"][task]
         value = statistics.accuracy(correct)
         found[task] = TaskFound(value, value, Paired(0.0, 0.0, 0.0, 1.0, "", ""), len(correct), correct.shape[1],
-                                e["protocol"], e["asked"])
+                                e["protocol"], e["asked"], judged=_judged(cases, task, ("base",)))
     mean = statistics.macro([one.accuracy for one in found.values()]) if len(found) > 1 else None
     return Base(str(cases[0].results["model"]), found, mean, cases[0].asked, knobs)

@@ -12,7 +12,7 @@ from typing import Any
 
 from upft.report import paper
 from upft.report import wording as w
-from upft.report.costs import AGAINST, estimated, rivals, shares
+from upft.report.costs import AGAINST, ambiguous, estimated, rivals, shares
 from upft.report.settings import Base, Case, Setting, TaskFound, bases
 from upft.report.table import Cell, Column, Row, Table, estimate, number, word
 
@@ -110,13 +110,23 @@ def _note(settings: Sequence[Setting], beside: Mapping[int, paper.Published], ev
           rows: Sequence[Row], free: bool) -> str:
     counted = ("Length: mean trained response tokens a row. " if free
                else "Sampled and trained: response tokens, each trained row once, as the paper counts. ")
-    asked = dict.fromkeys(f"{task}: {how(found)}" for s in settings for task, found in s.tasks.items())
     several = ("With several seeds the interval covers other questions and other seeds. "
                if any(len(s.seeds) > 1 for s in settings) else "")
     if any(len(s.seeds) > len({seed for seed, _ in s.seeds}) for s in settings):
         several += "Where only the training's seed differs, samples and the base model's answers are the same. "
     source = _of_paper(settings, beside, everywhere) if any(row.kind == "paper" for row in rows) else ""
-    return f"{counted}{several}{source}Asked: {'; '.join(asked)}."
+    return f"{counted}{several}{source}Asked: {'; '.join(_ways(settings))}."
+
+
+def _ways(settings: Sequence[Setting]) -> list[str]:
+    """How each task was asked, each way once, with what a judge accepted of all its answers."""
+    ways: dict[tuple[str, str, bool], tuple[TaskFound, dict[str, int]]] = {}
+    for s in settings:
+        for task, found in s.tasks.items():
+            way = ways.setdefault((task, how(replace(found, judged=None)), found.judged is None), (found, {}))
+            way[1].update(found.judged or {})
+    return [f"{task}: {how(replace(found, judged=None if unjudged else judged))}"
+            for (task, _, unjudged), (found, judged) in ways.items()]
 
 
 def _of_paper(settings: Sequence[Setting], beside: Mapping[int, paper.Published], everywhere: Mapping[str, Any]) -> str:
@@ -147,8 +157,8 @@ def _otherwise(name: str, value: Mapping[str, Any]) -> str:
 
 def how(found: TaskFound) -> str:
     """The protocol, the questions, and how they were answered."""
-    return f"{w.count(found.questions)} questions, " + w.asked(
-        {"asked": found.asked, "samples": found.samples, "protocol": found.protocol})
+    return f"{w.count(found.questions)} questions, " + w.way(
+        found.protocol, found.asked, found.samples, None if found.judged is None else sum(found.judged.values()))
 
 
 def _accuracy(found: TaskFound | None) -> Cell:
@@ -256,7 +266,8 @@ def _cost(settings: Sequence[Setting]) -> Table:
            "GPU-hours are counted in proportion to the tokens needed. " if guessed else "")
         + ("A dash: the samples were taken over from other samplings, so what they took is not known. " if unknown else "")
         + "Seconds are those of the machine under whatever load it had. Peak memory: of the stages as they ran, a shared "
-        "sampling in full. Means over seeds."))
+        "sampling in full. Means over seeds."
+        + "".join(_several(settings, method) for method in AGAINST if _shares(settings, method) is None)))
 
 
 def _shares(settings: Sequence[Setting], method: str) -> Table | None:
@@ -278,7 +289,17 @@ def _shares(settings: Sequence[Setting], method: str) -> Table | None:
         tuple(Row((word(s.model), word(s.data), Cell(s.name, s.name, data={"": s.name}), *(
             _spent(mine.get(name), w.share, name in guessed) for name in names))) for s, mine, guessed in rows),
         ("≈: from an estimate. " if any(guessed & set(mine) for _, mine, guessed in rows) else "")
-        + f"Same model and data, over the seeds that both have. A setting that costs what {method} does has no row.")
+        + f"Same model and data, over the seeds that both have. A setting that costs what {method} does has no row."
+        + _several(settings, method))
+
+
+def _several(settings: Sequence[Setting], method: str) -> str:
+    """Where a method's costs are nothing to compare with, since it is there in several ways."""
+    where = dict.fromkeys((s.model, s.data) for s in settings if s.method != method)
+    found = [f"{model} on {data}" for model, data in where if ambiguous(model, data, method, settings)]
+    if not found:
+        return ""
+    return f" {method} was trained with several settings ({'; '.join(found)}), so no share of its cost is given."
 
 
 def _cells(cases: Sequence[Case]) -> Table:

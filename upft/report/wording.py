@@ -118,14 +118,31 @@ def or_none(text: str, number: float) -> str:
 
 
 def asked(entry: Mapping[str, Any]) -> str:
-    """How a task was asked: `paper protocol, greedy`, `standard protocol, mean of 32 answers at T=0.6`."""
-    how, n = entry["asked"], entry["samples"]
-    protocol = f"{entry['protocol']} protocol, " if entry["protocol"] is not None else ""
+    """How a task of results.json was asked, and who read the answers."""
+    return way(entry["protocol"], entry["asked"], entry["samples"], accepted(entry))
+
+
+def accepted(entry: Mapping[str, Any]) -> int | None:
+    """Answers of a task of results.json, both models', that a judge accepted and the rule did not; None where no judge was
+    asked."""
+    known = [one for side in ("base", "trained") if (one := entry[side]["judge_accepted"]) is not None]
+    return sum(known) if known else None
+
+
+def way(protocol: str | None, how: Mapping[str, Any], n: int, by_judge: int | None) -> str:
+    """`paper protocol, greedy`, `standard protocol, mean of 32 answers at T=0.6`. by_judge: as `accepted`."""
+    said = [] if protocol is None else [f"{protocol} protocol"]
+    drawn = "one answer" if n == 1 else f"mean of {n} answers"
     if how["temperature"] is None:
-        return f"{protocol}{'one answer' if n == 1 else f'mean of {n} answers'}"
-    if how["temperature"] == 0:
-        return f"{protocol}greedy"
-    return f"{protocol}{'one answer' if n == 1 else f'mean of {n} answers'} at T={how['temperature']:g}"
+        said.append(drawn)
+    else:
+        said.append("greedy" if how["temperature"] == 0 else f"{drawn} at T={how['temperature']:g}")
+    return ", ".join(said if by_judge is None else [*said, judged(by_judge)])
+
+
+def judged(by_judge: int) -> str:
+    """Whose word an answer counts by where a judge looked at what the rule called wrong."""
+    return f"accepted by rule or judge ({count(by_judge)} by the judge)"
 
 
 def finding(task: str, entry: Mapping[str, Any], method: str) -> tuple[str, str]:

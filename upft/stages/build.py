@@ -8,13 +8,12 @@ look at) and ledger.json. Which traces become rows is `upft.selection`'s to say.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from upft import diagnosis, ledger, models, prefix, selection, shapes, traces
+from upft import alone, diagnosis, ledger, models, prefix, selection, shapes, traces
 from upft.choices import CutUnit
 from upft.errors import DataError
 from upft.prompts import Prompter
@@ -126,7 +125,9 @@ def build(spec: BuildSpec, length: int, samples: Path, prompter: Prompter, tally
     grades: the verdicts, where the spec keeps right traces only. Raises DataError where the samples are not those of the
     questions.
     """
-    told = json.loads((samples / "samples.json").read_text(encoding="utf-8"))
+    told = traces.told(samples)
+    need = alone.Need(spec.traces, spec.cap, spec.ratio, spec.right)
+    context = alone.context(told)
     cutter = _Cutter(spec, length, prompter, set(told["stop_ids"]))
     tally.left_out |= {UNFINISHED: 0, cutter.too_long: 0} | ({NONE_RIGHT: 0} if spec.right else {})
     for question in traces.read(samples, grades):
@@ -134,12 +135,11 @@ def build(spec: BuildSpec, length: int, samples: Path, prompter: Prompter, tally
         mine = question.traces[:spec.traces]
         whole = prefix.carries_trace(question.id, spec.ratio)
         tally.sampled_tokens += sum(len(trace.ids) for trace in question.traces)
-        if not whole and not spec.right and len(question.prompt_ids) + length > told.get("context", math.inf):
+        needed = need.tokens(question, length, context)
+        if needed is None:
             tally.lose(CRAMPED)
             continue
-        tally.alone.add(len(question.prompt_ids), [
-            len(t.ids) if whole or spec.right else min(len(t.ids), length)
-            for t in selection.needed(mine, spec.cap, spec.right)])
+        tally.alone.add(len(question.prompt_ids), list(needed.values()))
         rows = {trace.index: cutter.row(question, trace, whole) for trace in mine if trace.right or not spec.right}
         if spec.right:
             good = [trace for trace in mine if isinstance(rows.get(trace.index), Made)]

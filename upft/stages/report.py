@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from upft import answers, diagnosis, ledger
+from upft import alone, answers, diagnosis, ledger, shapes, traces
 from upft.choices import MethodName
 from upft.errors import DataError
 from upft.report import analyses, figures, files, page, results, settings, tables
 from upft.report.evidence import Answer, Answers, Decode, Evidence, StageRecord
-from upft.specs import ReportSpec
+from upft.specs import HubRef, ReportSpec
 from upft.stages import Host
 
 LABELS = {"pilot": "sample the pilot", "samples": "sample", "diagnosis": "diagnose prefixes", "grades": "grade traces",
@@ -80,7 +80,34 @@ def read(spec: ReportSpec, inputs: Mapping[str, Path], answered: Callable[[Path,
         asked={task: _json(last(inputs, "base", task) / answers.SCORES) for task in spec.tasks},
         analyses={name: summary(f"analysis:{name}", f"{name}.json") for name in analyses.LABELS
                   if f"analysis:{name}" in inputs},
-        decode=_decoder(inputs["train"]))
+        decode=_decoder(inputs["train"]), pilot=_pilot(spec, inputs, ":1" if rounds else ""))
+
+
+def _pilot(spec: ReportSpec, inputs: Mapping[str, Path], mark: str) -> alone.Pilot | None:
+    """What a pilot adds. mark: ends the roles of the first round, which is the base model's as the pilot is. One that a method
+    needs no length from, but an analysis of it does, adds nothing; one whose samples are gone all that its ledger has."""
+    if "pilot" not in inputs:
+        return None
+    pilot, samples, rows = inputs["pilot"], inputs[f"samples{mark}"], inputs[f"rows{mark}"]
+    if not all((folder / name).is_file() for folder in (pilot, samples) for name in (traces.SAMPLES, traces.QUESTIONS)):
+        cost = ledger.Ledger.read(pilot)
+        return alone.Pilot(cost.prompt_tokens, cost.sampled_tokens, None, 0)
+    build, length = spec_of(rows)["spec"], _json(rows / "rows.json")["prefix_len"]
+    found = alone.of_pilot(
+        pilot, samples, alone.Need(build["traces"], build["cap"], build["ratio"], build["right"]), length or 0,
+        int(_json(inputs[f"diagnosis{mark}"] / diagnosis.FILE)["longest"]), _shape(inputs[f"train{mark}"]))
+    return found if length is not None else replace(found, prompt_tokens=0, sampled_tokens=0, flops=0.0)
+
+
+def _shape(train: Path) -> shapes.Shape | None:
+    """Of the model, from its training's artifact: config.json of the weights, or of the base model that an adapter names."""
+    if (train / "model").is_dir():
+        return shapes.read_shape(train / "model")
+    adapter = _json(train / "adapter" / "adapter_config.json")
+    base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+    if base is None:
+        return None
+    return shapes.read_shape(Path(base) if revision is None else HubRef(base, revision))
 
 
 def last(inputs: Mapping[str, Path], side: str, task: str) -> Path:
