@@ -176,7 +176,7 @@ def same(told: Any, wanted: Any) -> None:
         for one, other in zip(told, wanted, strict=True):
             same(one, other)
     else:
-        assert told == (wanted if isinstance(wanted, str) else pytest.approx(wanted, rel=1e-3, abs=1e-7))
+        assert told == (wanted if wanted is None or isinstance(wanted, str) else pytest.approx(wanted, rel=1e-3, abs=1e-7))
 
 
 @pytest.mark.slow
