@@ -230,7 +230,8 @@ class Meter:
 def _spent(file: Path) -> Ledger:
     """What a file says that earlier attempts have taken; nothing where there is none, or it is no such file."""
     try:
-        return Ledger(**{name: type(getattr(Ledger(), name))(value) for name, value in json.loads(file.read_text()).items()
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return Ledger(**{name: type(getattr(Ledger(), name))(value) for name, value in told.items()
                          if name in TAKEN})
     except (OSError, ValueError, TypeError, AttributeError):
         return Ledger()

@@ -83,7 +83,7 @@ def test_questions_in_a_file_are_read_whole(tmp_path: Path) -> None:
 
 def test_prefixes_in_a_file_are_read_whole(tmp_path: Path) -> None:
     spec = BranchSpec(None, None, (1,), 1, False, 1, 9)  # type: ignore[arg-type]  # no model is asked
-    prefixes = branch._Prefixes(tmp_path)
+    prefixes = branch._Prefixes(tmp_path, 512)
     for i in range(COUNT):
         trace = Trace(0, (i + 1, 0), True, True, None)
         prefixes.add(Sampled(f"q{i}", "?", None, [i + 1] * i, (trace,)), trace, spec)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from upft import ledger, models, rollouts, shapes, traces
+from upft import alone, ledger, models, rollouts, shapes, traces
 from upft.errors import DataError
 from upft.sample_log import SampleLog
 from upft.sampler import resolve_sampling
@@ -37,7 +37,7 @@ def run(spec: BranchSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> 
     tokenizer = models.load_tokenizer(source, spec.model.trust_remote_code)
     cost, rescue = ledger.Ledger(), rollouts.Rescue()
     with host.meter(out) as meter:
-        prefixes = _Prefixes(out, json.loads((inputs["samples"] / FILE).read_text(encoding="utf-8"))["context"])
+        prefixes = _Prefixes(out, alone.context(traces.told(inputs["samples"])))
         sampled = traces.read(inputs["samples"], inputs.get("grades"))
         for question in sampled if host.share is None else host.share.of(sampled):
             for trace in chosen(question.traces, spec):
@@ -90,7 +90,7 @@ class _Prefixes:
     stands and how long it is. lengths: [continued], tokens of prompt and prefix; full: how many fill the context in which the
     traces were sampled."""
 
-    def __init__(self, out: Path, context: int) -> None:
+    def __init__(self, out: Path, context: float) -> None:
         self._context, self.full = context, 0
         self._path, self._over_path = out / traces.QUESTIONS, out / "over.jsonl"
         self._stream, self._over = self._path.open("wb"), self._over_path.open("wb")
