@@ -53,6 +53,15 @@ def test_the_default_cell_has_its_keys(parse):
         "c7ff93b59ca7a5e058a8", "968d431328b9750848bb"]
 
 
+@pytest.mark.parametrize(("sweep", "asked"), [
+    ("consistency", ["consistency"]), ("critical_length", ["errors"]), ("coverage", ["coverage"]), ("kl", ["kl"]),
+    ("tiny_consistency", ["consistency"]), ("tiny_critical_length", ["errors"]),
+    ("tiny_analyses", ["consistency", "errors", "coverage", "kl"])])
+def test_each_analysis_has_a_named_sweep(parse, sweep, asked):
+    analysis = parse(f"sweep={sweep}").analysis
+    assert [name for name in ("consistency", "errors", "coverage", "kl") if getattr(analysis, name) is not None] == asked
+
+
 def test_methods_share_what_looks_at_the_base_model_alone(parse):
     shared = [*ASKED, "sample.n=4", "method.n=4", "sample.trace_ratio=1"]
     cells = [plan(parse(*shared, f"method={name}")) for name in ("upft", "rft")]
