@@ -146,8 +146,8 @@ def story(stage: Stage, store: Store) -> Story:
 def page_story(sweep: str, command: str, cells: Mapping[str, Stage], page: Path, store: Store) -> Story:
     """What a sweep's run shows: its page, and a line a cell."""
     there = {name: one for name, one in cells.items() if store.has(one.name, one.key)}
-    lines = [{"cell": name, "run": one.key} | _line(json.loads(
-        (store.path(one.name, one.key) / "results.json").read_text(encoding="utf-8"))) for name, one in there.items()]
+    lines = [{"cell": name, "run": one.key} | _line(_json(store.path(one.name, one.key) / "results.json"))
+             for name, one in there.items()]
     columns = tuple(dict.fromkeys(column for line in lines for column in line))
     files = {path.relative_to(page).as_posix(): path for pattern in PAGE for path in sorted(page.glob(pattern))}
     about = {"sweep": sweep, "command": command, "cells": {name: one.key for name, one in cells.items()}}

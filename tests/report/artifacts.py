@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from upft.choices import MethodName
+from upft.console import Console
 from upft.diagnosis import Diagnosis, Trace
 from upft.ledger import Ledger
+from upft.machine import ComputeConfig, TrackerConfig
+from upft.sampler import EnginePool
 from upft.specs import ReportSpec
+from upft.stages import Host
 from upft.toy.arithmetic import Difficulty, problems, solution
 
 KEY = "0123456789abcdef0123"
+HOST = Host(ComputeConfig(), TrackerConfig(), Console(quiet=True), EnginePool(ComputeConfig()))
+"""A report looks at no machine."""
 
 
 def write(folder: Path, files: Mapping[str, Any], ledger: Ledger, lines: Mapping[str, Iterable[Any]] | None = None,

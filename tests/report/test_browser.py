@@ -10,7 +10,7 @@ from typing import Any
 
 import browser
 import pytest
-from artifacts import realistic, write
+from artifacts import HOST, realistic, write
 from stores import Setting, analysed, store
 
 from upft import dossier
@@ -40,7 +40,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for role, (name, key, files, lines) in analysed(Setting(looked=True)).items():
         inputs[role] = write(root / "cell" / name / key, files, Ledger(seconds=5), lines, {"spec": {"of": role}})
     (root / "one").mkdir()
-    report.run(spec, inputs, root / "one", None)  # type: ignore[arg-type]
+    report.run(spec, inputs, root / "one", HOST)
     looked = [Setting(prefix_len=t, seed=seed, tasks=("gsm8k",), looked=True) for t in (4, 8) for seed in (0, 1)]
     return {"one": root / "one" / "report.html", "many": dossier.write(store(root / "store"), root / "many"),
             "looked": dossier.write(store(root / "looked store", looked), root / "looked")}

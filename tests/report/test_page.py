@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from artifacts import answer, diagnose, evaluated, making, realistic, spec
+from artifacts import HOST, answer, diagnose, evaluated, making, realistic, spec
 
 from upft.report import page
 from upft.report.evidence import Answer, Answers
@@ -73,7 +73,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("cell")
     task_spec, inputs = realistic(root)
     (root / "out").mkdir()
-    report.run(task_spec, inputs, root / "out", None)  # type: ignore[arg-type]
+    report.run(task_spec, inputs, root / "out", HOST)
     return (root / "out" / "report.html").read_text()
 
 
@@ -85,7 +85,7 @@ def evil_page(root: Path) -> str:
             answer(f"{n}", (n % 2 == 0) == (side == "base"), completion=EVIL, question=EVIL, gold=EVIL, extracted=EVIL,
                    style=EVIL) for n in range(4)])
     (root / "out").mkdir()
-    report.run(spec("t<b>"), inputs, root / "out", None)  # type: ignore[arg-type]
+    report.run(spec("t<b>"), inputs, root / "out", HOST)
     return (root / "out" / "report.html").read_text()
 
 
@@ -191,7 +191,7 @@ def test_with_one_trace_a_question_the_page_says_why_agreement_is_not_known(logp
     inputs = making(tmp_path, diagnosed=diagnose(1, 8, logprobs))
     inputs["base:toy"] = inputs["trained:toy"] = evaluated(tmp_path, "base", [answer(f"{n}", n > 1) for n in range(4)])
     (tmp_path / "out").mkdir()
-    report.run(spec("toy"), inputs, tmp_path / "out", None)  # type: ignore[arg-type]
+    report.run(spec("toy"), inputs, tmp_path / "out", HOST)
     told = section((tmp_path / "out" / "report.html").read_text())
     words = Page(told).words
     assert words.count("One trace of each question was sampled, so how alike two begin is not known") == 1
@@ -226,7 +226,7 @@ def test_light_and_dark_and_small_screens(html: str) -> None:
 def test_figures_stand_alone_and_say_what_they_show(tmp_path: Path, changed: tuple[str, str]) -> None:
     task_spec, inputs = realistic(tmp_path)
     (tmp_path / "out").mkdir()
-    report.run(task_spec, inputs, tmp_path / "out", None)  # type: ignore[arg-type]
+    report.run(task_spec, inputs, tmp_path / "out", HOST)
     drawn = ElementTree.parse(tmp_path / "out" / "figures" / "accuracy.svg").getroot()
     texts = ["".join(node.itertext()).strip() for node in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("base") == texts.count("UPFT") == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from artifacts import answer, diagnose, evaluated, making, realistic, spec, write
+from artifacts import HOST, answer, diagnose, evaluated, making, realistic, spec, write
 from rich.console import Console as RichConsole
 from scipy import stats
 
@@ -23,7 +23,7 @@ from upft.stages import report
 
 def run(task_spec: Any, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     out.mkdir()
-    report.run(task_spec, inputs, out, None)  # type: ignore[arg-type]  # a report looks at no machine
+    report.run(task_spec, inputs, out, HOST)
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from artifacts import answer, diagnose, evaluated, making, realistic, spec, write
+from artifacts import HOST, answer, diagnose, evaluated, making, realistic, spec, write
 from stores import Setting, analysed, store
 from test_methods import vstar
 
@@ -30,7 +30,7 @@ def schema(name: str) -> dict[str, Any]:
 
 def told(what: Any, inputs: Any, out: Path) -> dict[str, Any]:
     out.mkdir()
-    report.run(what, inputs, out, None)  # type: ignore[arg-type]
+    report.run(what, inputs, out, HOST)
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     return found
 

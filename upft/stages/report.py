@@ -28,11 +28,10 @@ MEASURED = {"base": "evaluate base on {}", "generator": "evaluate {} on {}", "ca
             "trained": "evaluate {} on {}", "judged": "judge {} on {}"}
 
 
-def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host | None) -> None:
-    """Write the report of one cell. host: null = nobody knows by what command. Raises DataError for answers that cannot be
-    paired."""
+def run(spec: ReportSpec, inputs: Mapping[str, Path], out: Path, host: Host) -> None:
+    """Write the report of one cell. Raises DataError for answers that cannot be paired."""
     with ledger.Meter() as meter:
-        evidence = replace(read(spec, inputs), command=None if host is None else host.command)
+        evidence = replace(read(spec, inputs), command=host.command)
         found = results.results(evidence)
         drawn = figures.draw(found, evidence.metrics)
         alone = settings.settings([settings.Case.of("", evidence, {})])
