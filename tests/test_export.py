@@ -20,14 +20,19 @@ from upft.console import Console
 from upft.errors import StoreError
 from upft.hashing import Hasher
 from upft.ledger import Ledger
+from upft.machine import ComputeConfig, TrackerConfig
 from upft.plan import Plan, Stage, plan
+from upft.sampler import EnginePool
 from upft.specs import EvaluateSpec, TrainSpec
+from upft.stages import Host
 from upft.store import Store
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "upft" / "toy" / "weights"
 RIGHT = {"base": 20, "trained": 30}
 """Right answers of 40."""
+HOST = Host(ComputeConfig(), TrackerConfig(), Console(quiet=True), EnginePool(ComputeConfig()))
+"""A report looks at no machine."""
 
 
 def settings(store: Path, *more: str) -> list[str]:
@@ -47,7 +52,7 @@ def make(stage: Stage, inputs: dict[str, Path], out: Path) -> None:
     if stage.name == "report":
         from upft.stages import report
 
-        report.run(spec, inputs, out, None)
+        report.run(spec, inputs, out, HOST)
         return
     Ledger(sampled_tokens=111 if stage.name == "sample" else 0, seconds=2.0, peak_memory_bytes=2**28).write(out)
     if stage.name == "sample":
