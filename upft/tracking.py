@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -47,10 +48,16 @@ def cut(folder: Path, step: int) -> list[dict[str, Value]]:
     return kept
 
 
-def events_folder(tracker: TrackerConfig, out: Path) -> Path:
-    """Where TensorBoard's files of a stage that works in `out` lie: never in the artifact."""
+def events_folder(tracker: TrackerConfig, out: Path, name: str) -> Path:
+    """Where TensorBoard's files of a stage that works in `out` lie: never in the artifact.
+
+    TensorBoard calls a run by its folder, so it is `name` (a card's, which has the head of the key), in letters that need
+    no quoting. What was begun goes on in the folder that it has, whatever it is called now.
+    """
     root = out.parent.parent.parent / "tensorboard" if tracker.folder is None else Path(tracker.folder)
-    return root / f"{out.parent.name}-{out.name.removesuffix(PARTIAL)}"
+    head = out.name.removesuffix(PARTIAL)[:8]
+    begun = sorted(root.glob(f"*{head}*"))
+    return begun[0] if begun else root / re.sub(r"[^\w.=+-]+", "_", name)
 
 
 class Tracker:

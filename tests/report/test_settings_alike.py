@@ -53,13 +53,16 @@ def test_a_sweep_tells_that_a_judge_read_the_answers(tmp_path: Path) -> None:
     one, other = UPFT, replace(UPFT, prefix_len=32)
     reports = [inputs_of(cell(tmp_path, s), **{f"judged__{side}__{TASK}": judged(tmp_path, s, side)
                                                for side in ("base", "trained")}) for s in (one, other)]
-    _, text = told(tmp_path, *reports)
+    found, text = told(tmp_path, *reports)
+    assert [one["tasks"][TASK]["judge_accepted"] for one in (*found["bases"], *found["settings"])] == [1, 2, 2]
     assert "accepted by rule or judge (3 by the judge)" in text, "one of the base model's, which both share, and one of each"
     assert text.count("accepted by rule or judge") == text.count("Asked: ")
 
 
 def test_without_a_judge_none_is_named(tmp_path: Path) -> None:
-    assert "by the judge" not in told(tmp_path, cell(tmp_path, UPFT))[1]
+    found, text = told(tmp_path, cell(tmp_path, UPFT))
+    assert "by the judge" not in text
+    assert [one["tasks"][TASK]["judge_accepted"] for one in (*found["bases"], *found["settings"])] == [None, None]
 
 
 def again(root: Path, **roles: str) -> Path:

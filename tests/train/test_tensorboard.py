@@ -54,11 +54,21 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "board").iterdir())) == 1
 
 
-def test_files_lie_beside_the_store_unless_told(tmp_path: Path) -> None:
-    out = tmp_path / "store" / "train" / "0a1b.partial"
-    assert tracking.events_folder(BOARD, out) == tmp_path / "tensorboard" / "train-0a1b"
+def test_files_lie_beside_the_store_unless_told_in_a_folder_of_the_runs_name(tmp_path: Path) -> None:
+    out = tmp_path / "store" / "train" / "0a1b2c3d4e5f.partial"
+    name = "train, Qwen/Qwen2.5 on my data t=8 p=0.1 lr=1e-05 0a1b2c3d"
+    folder = tmp_path / "tensorboard" / "train_Qwen_Qwen2.5_on_my_data_t=8_p=0.1_lr=1e-05_0a1b2c3d"
+    assert tracking.events_folder(BOARD, out, name) == folder
     elsewhere = TrackerConfig(kind=TrackerKind.tensorboard, folder=str(tmp_path / "board"))
-    assert tracking.events_folder(elsewhere, out) == tmp_path / "board" / "train-0a1b"
+    assert tracking.events_folder(elsewhere, out, name) == tmp_path / "board" / folder.name
+
+
+@pytest.mark.parametrize("begun", ["train-0a1b2c3d4e5f", "train_as_it_was_called_0a1b2c3d"])
+def test_what_was_begun_goes_on_in_its_folder(tmp_path: Path, begun: str) -> None:
+    (tmp_path / "tensorboard" / begun).mkdir(parents=True)
+    (tmp_path / "tensorboard" / "train_another_11112222").mkdir()
+    out = tmp_path / "store" / "train" / "0a1b2c3d4e5f.partial"
+    assert tracking.events_folder(BOARD, out, "train, new name 0a1b2c3d") == tmp_path / "tensorboard" / begun
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

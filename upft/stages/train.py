@@ -143,7 +143,7 @@ def work(world: World, job: Job, console: Console | None = None) -> None:
         before = tracking.cut(out, job.done)
         shown = job.shown or tracking.Card(key, f"train {key[:8]}", "train", canonical(spec))
         with tracking.open_tracker(job.tracker, out, shown, console, wandb_run.home(),
-                                   tracking.events_folder(job.tracker, out)) as tracker:
+                                   tracking.events_folder(job.tracker, out, shown.name)) as tracker:
             tracker.catch_up(before)
             fitted = train(tracker)
     else:
