@@ -249,6 +249,11 @@ def test_other_learning_rates_are_other_settings_and_say_so(tmp_path: Path) -> N
     found = settings([dossier.read(report) for report in reports])
     assert [(s.seeds, s.knobs) for s in found] == [
         ([(0, 0), (1, 1)], ("train.lr=2e-06",)), ([(0, 0)], ("train.lr=1e-05",))]  # by value: as text 1e-05 would be first
+    dossier.write(reports, tmp_path / "out")
+    with (tmp_path / "out" / "tables" / "cells.csv").open(encoding="utf-8") as table:
+        assert [(row["cell"], row["seed"]) for row in csv.DictReader(table)] == [
+            ("UPFT, t = 8, p = 0.1, train.lr=2e-06", "0"), ("UPFT, t = 8, p = 0.1, train.lr=2e-06", "1"),
+            ("UPFT, t = 8, p = 0.1, train.lr=1e-05", "0")]
 
 
 def asked(root: Path, s: Setting, n: int, limit: int | None) -> Path:

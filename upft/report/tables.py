@@ -28,7 +28,7 @@ def tables(settings: Sequence[Setting], cases: Sequence[Case]) -> list[Table]:
     labelled = [s for s in settings if s.method == "UPFT" or s.method not in UNSUPERVISED]
     found = [_accuracies("unsupervised", "Without labels", [s for s in settings if s.method in UNSUPERVISED]),
              _accuracies("supervised", "With labels", labelled) if len(labelled) > len(free) else None,
-             _cost(settings), *(_shares(settings, method) for method in AGAINST), _cells(cases)]
+             _cost(settings), *(_shares(settings, method) for method in AGAINST), _cells(settings, cases)]
     return [table for table in found if table is not None]
 
 
@@ -302,13 +302,14 @@ def _several(settings: Sequence[Setting], method: str) -> str:
     return f" {method} was trained with several settings ({'; '.join(found)}), so no share of its cost is given."
 
 
-def _cells(cases: Sequence[Case]) -> Table:
+def _cells(settings: Sequence[Setting], cases: Sequence[Case]) -> Table:
+    names = {case.key: setting.name for setting in settings for case in setting.cases}
     rows = []
     for case in cases:
         r, p = case.results, case.provenance
-        name = r["method"] if r["prefix_len"] is None else f"{r['method']}, t = {r['prefix_len']}, p = {r['ratio']:g}"
-        rows.append(Row((word(r["model"]), word(r["data"]), word(name), number(r["seed"], w.seeds(*case.seeds)), word(case.key),
-                         word(w.commit(p.get("git"))), word(w.time(p.get("finished"))), word(str(p.get("host", w.NONE))))))
+        rows.append(Row((word(r["model"]), word(r["data"]), word(names[case.key]), number(r["seed"], w.seeds(*case.seeds)),
+                         word(case.key), word(w.commit(p.get("git"))), word(w.time(p.get("finished"))),
+                         word(str(p.get("host", w.NONE))))))
     return Table("cells", "The cells", (Column("model", "model", False), Column("data", "data", False),
                  Column("cell", "cell", False), Column("seed", "seed"), Column("report", "report", False),
                  Column("commit", "commit", False), Column("finished", "finished, UTC", False), Column("host", "host", False)),
