@@ -50,7 +50,7 @@ def test_without_analyses_a_cell_has_the_keys_it_had(parse):
 def test_the_default_cell_has_its_keys(parse):
     assert [stage.key for stage in plan(parse(*SMALL[5:])).stages] == [
         "4c5a6a553e525a454959", "7d039db9da5e24edd9ad", "53b53006c391d06ad5d3", "4f8f7b44e8f0722bf1db", "347ba8f4734d578a7abd",
-        "c7ff93b59ca7a5e058a8", "968d431328b9750848bb"]
+        "c7ff93b59ca7a5e058a8", "fc069d3ea341c04f71eb"]
 
 
 @pytest.mark.parametrize(("sweep", "asked"), [

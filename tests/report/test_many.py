@@ -23,6 +23,8 @@ from test_page import Page
 from upft import dossier, shelf, statistics
 from upft.errors import DataError, StoreError
 from upft.report import files, knobs, latex, markdown, overview, paper, spreadsheet, wording
+from upft.report.evidence import Answer
+from upft.report.page import Pair
 from upft.report.settings import settings
 from upft.report.table import Cell, Column, Row, Table, estimate
 from upft.statistics import Estimate, Paired
@@ -703,6 +705,19 @@ def test_a_difference_and_its_parts_add_up_as_they_are_said() -> None:
 
 
 MARKUP = "1. <b>x</b> | *a* _b_ `c` [d](javascript:e) #f ~~g~~ $h$ @user https://evil.example www.evil.example ![i](j)"
+
+
+@pytest.mark.parametrize(("beginning", "rest", "shown"), [
+    ("Nora has ", "3 pears", "<strong>Nora has</strong> 3 pears"),
+    ("Nora has", " 3 pears", "<strong>Nora has</strong> 3 pears"),
+    ("Nora has\n", "3 pears", "<strong>Nora has</strong><br>3 pears"),
+    ("Nora ha", "s 3 pears", "<strong>Nora ha</strong>s 3 pears"),
+    (" ", "3 pears", " 3 pears"),
+])
+def test_no_space_is_lost_where_a_prefix_ends(beginning: str, rest: str, shown: str) -> None:
+    one = Answer("q", 0, "?", "3", beginning + rest, "3", True, "stop", 4, None, False)
+    text = markdown.examples("Title", [Pair("?", "3", one, one, (beginning, beginning))], "UPFT", 2)
+    assert text.count(f"<br>{shown}\n") == 2
 
 
 def test_markdown_has_the_examples_and_no_model_is_obeyed(tmp_path: Path) -> None:

@@ -58,8 +58,9 @@ def _answer(name: str, one: Answer, beginning: str) -> str:
     what = "✓ right" if one.right else "✗ wrong"
     given = "no answer" if one.extracted is None else f"answered {_said(one.extracted)}"
     cut = ", unfinished" if one.finish_reason == "length" else ""
-    start = f"<strong>{_said(beginning)}</strong>" if beginning.strip() else ""
-    return f"{escaped(name)}, {what}, {given}{cut}:<br>{start}{_said(one.completion[len(beginning):])}"
+    bold = beginning.rstrip()  # a space at its end goes to what follows, where it is kept
+    start = f"<strong>{_said(bold)}</strong>" if bold else ""
+    return f"{escaped(name)}, {what}, {given}{cut}:<br>{start}{_said(one.completion[len(bold):])}"
 
 
 def _said(text: str) -> str:
