@@ -224,7 +224,7 @@ def as_json(settings: Sequence[Setting], cases: Sequence[Case], figures: Mapping
 
 def _asked(found: TaskFound) -> dict[str, Any]:
     return {"protocol": found.protocol, "asked": dict(found.asked), "questions": found.questions, "samples": found.samples,
-            "judge_accepted": None if found.judged is None else sum(found.judged.values())}
+            "judge_accepted": found.judge_accepted}
 
 
 def _found(found: TaskFound) -> dict[str, Any]:

@@ -100,6 +100,11 @@ class TaskFound:
     detectable: float = 1.0
     judged: Mapping[str, int] | None = None
 
+    @property
+    def judge_accepted(self) -> int | None:
+        """Answers that a judge accepted, the rule not; None where none was asked."""
+        return None if self.judged is None else sum(self.judged.values())
+
 
 @dataclass(frozen=True)
 class Setting:

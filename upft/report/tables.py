@@ -158,7 +158,7 @@ def _otherwise(name: str, value: Mapping[str, Any]) -> str:
 def how(found: TaskFound) -> str:
     """The protocol, the questions, and how they were answered."""
     return f"{w.count(found.questions)} questions, " + w.way(
-        found.protocol, found.asked, found.samples, None if found.judged is None else sum(found.judged.values()))
+        found.protocol, found.asked, found.samples, found.judge_accepted)
 
 
 def _accuracy(found: TaskFound | None) -> Cell:
